@@ -1,0 +1,197 @@
+"""The sublayers of a nested transformer: every expert is a prefix of the same weights.
+
+Weights are folded (see nestor.surgery.fold): norms have no parameters of their own. Each expert has its own biases,
+because a narrow token leaves out parts whose mean is best made up for (one row each, free at run time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestor.ops.bands import Band, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    # Gate and value rows alternate, so that the first h units are the first 2h rows.
+    "swiglu": lambda x: F.silu(x[..., 0::2]) * x[..., 1::2],
+}
+
+
+def rows_per_unit(activation: str) -> int:
+    """How many rows of the inward weight make one hidden unit."""
+    return 2 if activation == "swiglu" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nest:
+    """The shape of E nested experts, from the narrowest to the whole network.
+
+    A token of expert j reads and writes the first widths[j] channels of the residual stream, uses the first hidden[j]
+    units of each feed-forward layer and asks in the first heads[j] heads; keys and values of all heads are offered by
+    every token. Width 0 is a skip: the token takes no part at all.
+
+    Raises:
+        ValueError: when widths do not increase or the three disagree in length.
+    """
+
+    widths: tuple[int, ...]
+    hidden: tuple[int, ...]
+    heads: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.widths) == len(self.hidden) == len(self.heads) or not self.widths:
+            raise ValueError(
+                f"widths, hidden and heads must name the same experts; got {len(self.widths)}, {len(self.hidden)} and "
+                f"{len(self.heads)} of them. Give one number of each for every expert."
+            )
+        if self.widths[0] < 0 or any(b <= a for a, b in zip(self.widths, self.widths[1:], strict=False)):
+            raise ValueError(
+                f"widths must increase from expert to expert and not be negative; got {self.widths}. Sort them and drop repeats."
+            )
+        for name, parts in (("hidden", self.hidden), ("heads", self.heads)):
+            if any(b < a for a, b in zip(parts, parts[1:], strict=False)):
+                raise ValueError(f"{name} must not fall from expert to expert; got {parts}. Sort them.")
+        for width, hidden, heads in zip(self.widths, self.hidden, self.heads, strict=True):
+            if width and (hidden < 1 or heads < 1):
+                raise ValueError(
+                    f"an expert with {width} channels needs at least one hidden unit and one head; got {hidden} and {heads}. "
+                    "Use width 0 for a skip."
+                )
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return len(self.widths)
+
+
+@final
+class Attention(nn.Module):
+    """Self-attention in which tokens of different widths attend to one another.
+
+    q, k, v = u[:d] W[:, :d]^T + b_j, always full for k and v; the answer is written to the first d channels
+    (MoNE, section 3.1). The rows of `inward` are keys, values, queries, so that fewer query heads are a prefix too.
+    """
+
+    def __init__(self, nest: Nest, eps: float):
+        super().__init__()
+        self.nest, self.eps = nest, eps
+        D, E = nest.widths[-1], nest.experts
+        self.inward = nn.Parameter(torch.empty(3 * D, D))
+        self.inward_bias = nn.Parameter(torch.zeros(E, 3 * D))
+        self.outward = nn.Parameter(torch.empty(D, D))
+        self.outward_bias = nn.Parameter(torch.zeros(E, D))
+        nn.init.xavier_uniform_(self.inward)
+        nn.init.xavier_uniform_(self.outward)
+
+    def forward(self, bands: Sequence[Band]) -> tuple[Band, ...]:
+        """Bands of (B, n, d) -> the same bands with attention's answer added."""
+        D = self.nest.widths[-1]
+        heads = self.nest.heads[-1]
+        asked, offered = [], []
+        skipped = tuple(band for band in bands if not self.nest.widths[band.expert])
+        bands = [band for band in bands if self.nest.widths[band.expert]]
+        for band in bands:
+            d, rows = self.nest.widths[band.expert], 2 * D + self.nest.heads[band.expert] * (D // heads)
+            u = normalise(band.rows, band.tail, D, self.eps)
+            mixed = F.linear(u, self.inward[:rows, :d], self.inward_bias[band.expert, :rows])
+            offered.append(mixed[..., : 2 * D])
+            asked.append(_split(mixed[..., 2 * D :], D // heads))
+        joined = torch.cat(offered, 1) if len(offered) > 1 else offered[0]
+        key, value = (_split(part, D // heads) for part in joined.split(D, -1))
+        return tuple(self._answer(band, q, key, value) for band, q in zip(bands, asked, strict=True)) + skipped
+
+    def _answer(self, band: Band, query: Tensor, key: Tensor, value: Tensor) -> Band:
+        d, heads = self.nest.widths[band.expert], query.shape[1]
+        mixed = F.scaled_dot_product_attention(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)
+        write = F.linear(mixed, self.outward[:d, : mixed.shape[-1]], self.outward_bias[band.expert, :d])
+        return replace(band, rows=band.rows + write)
+
+    def macs(self, sizes: Sequence[int]) -> int:
+        """Multiply-accumulates of one item with sizes[j] tokens of expert j; keys of skipped tokens do not exist."""
+        D = self.nest.widths[-1]
+        each = D // self.nest.heads[-1]
+        keys = sum(n for n, d in zip(sizes, self.nest.widths, strict=True) if d)
+        total = 0
+        for n, d, heads in zip(sizes, self.nest.widths, self.nest.heads, strict=True):
+            if d:
+                total += n * (d * (2 * D + heads * each) + heads * each * d + 2 * keys * heads * each)
+        return total
+
+
+@final
+class FeedForward(nn.Module):
+    """act(u[:d] W1[:h, :d]^T + b1) W2[:d, :h]^T + b2, added to the first d channels.
+
+    The answer is multiplied by (alpha * r + 1), where r is the router's probability of the token's expert and alpha a
+    learnable number, zero at first and kept in [0, 1]: through it the router learns (MoNE, section 3.2).
+    """
+
+    def __init__(self, nest: Nest, eps: float, activation: str):
+        super().__init__()
+        self.nest, self.eps, self.activation = nest, eps, activation
+        D, H, E = nest.widths[-1], nest.hidden[-1], nest.experts
+        self.fan = rows_per_unit(activation)
+        self.inward = nn.Parameter(torch.empty(self.fan * H, D))
+        self.inward_bias = nn.Parameter(torch.zeros(E, self.fan * H))
+        self.outward = nn.Parameter(torch.empty(D, H))
+        self.outward_bias = nn.Parameter(torch.zeros(E, D))
+        self.alpha = nn.Parameter(torch.zeros(())) if E > 1 else None
+        nn.init.xavier_uniform_(self.inward)
+        nn.init.xavier_uniform_(self.outward)
+
+    def forward(self, bands: Sequence[Band]) -> tuple[Band, ...]:
+        """Bands of (B, n, d) -> the same bands with the feed-forward answer added."""
+        return tuple(self._answer(band) if self.nest.widths[band.expert] else band for band in bands)
+
+    def _answer(self, band: Band) -> Band:
+        j = band.expert
+        d, h = self.nest.widths[j], self.nest.hidden[j]
+        u = normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
+        act = ACTIVATIONS[self.activation](
+            F.linear(u, self.inward[: self.fan * h, :d], self.inward_bias[j, : self.fan * h])
+        )
+        write = F.linear(act, self.outward[:d, :h], self.outward_bias[j, :d])
+        if band.gate is None or self.alpha is None:
+            return replace(band, rows=band.rows + write)
+        # The gradient passes the clamp, so that an alpha pushed below zero can come back.
+        alpha = self.alpha + (self.alpha.clamp(0, 1) - self.alpha).detach()
+        gate = 1 + alpha * band.gate
+        return replace(band, rows=torch.addcmul(band.rows, write, gate.to(write.dtype)))
+
+    def macs(self, sizes: Sequence[int]) -> int:
+        """Multiply-accumulates of one item with sizes[j] tokens of expert j."""
+        return sum(
+            n * (self.fan + 1) * d * h for n, d, h in zip(sizes, self.nest.widths, self.nest.hidden, strict=True)
+        )
+
+
+@final
+class NestedBlock(nn.Module):
+    """Attention, then feed-forward, each on what the norm gives and added to the stream."""
+
+    def __init__(self, nest: Nest, eps: float, activation: str):
+        super().__init__()
+        self.attention = Attention(nest, eps)
+        self.mlp = FeedForward(nest, eps, activation)
+
+    def forward(self, bands: Sequence[Band]) -> tuple[Band, ...]:
+        """Bands -> bands."""
+        return self.mlp(self.attention(bands))
+
+    def macs(self, sizes: Sequence[int]) -> int:
+        """Multiply-accumulates of one item with sizes[j] tokens of expert j."""
+        return self.attention.macs(sizes) + self.mlp.macs(sizes)
+
+
+def _split(rows: Tensor, each: int) -> Tensor:
+    return rows.unflatten(-1, (-1, each)).transpose(1, 2)

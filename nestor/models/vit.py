@@ -1,0 +1,194 @@
+"""The elastic vision transformer: one set of weights, any compute budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nestor.layers.embed import PatchEmbed
+from nestor.layers.nested import Nest, NestedBlock
+from nestor.layers.readout import Head, Readout
+from nestor.ops.bands import sort
+from nestor.routing.capacity import solve, whole
+from nestor.routing.router import ExpertPreferredRouter
+from nestor.routing.score import Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.types import Output, Signal, Sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSettings:
+    """How an elastic vision transformer is built; the meaning of each field is that of PlainSettings.
+
+    `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
+    the router sums up: `trailing` (energy), `linear` (learned), `uniform` (random); `embed_norm` tells whether a norm
+    follows the embedding; `nominal` is the side in pixels that the weights were made for.
+    """
+
+    nest: Nest
+    depth: int
+    patch: int
+    grid: tuple[int, int]
+    prefix: int = 1
+    activation: str = "gelu"
+    eps: float = 1e-6
+    antialias: bool = False
+    embed_norm: bool = False
+    classes: int = 0
+    labels: tuple[str, ...] = ()
+    head: str = "class"
+    scores: tuple[str, ...] = ("trailing", "linear")
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    source: str = "nestor"
+    nominal: int = 224
+
+
+@final
+class ViT(nn.Module):
+    """A vision transformer whose tokens each run at one of E widths, so that its cost is a dial.
+
+    A router decides once, on the embedded patches, which expert (prefix of the same weights) each token takes; how many
+    take which follows from `budget`, exactly and alike for every picture (MoNE, arXiv 2407.19985). Prefix tokens always
+    run at full width. With one expert it is an ordinary vision transformer.
+
+    Its weights are folded (nestor.surgery.fold): norms carry no parameters and the stream may be rotated; `tokens` are
+    given in the original basis all the same.
+
+    Attributes:
+        budget: the fraction of the full network's multiply-accumulates that one forward pass may spend. May be set
+            between any two calls, or given with a call.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, settings: ViTSettings):
+        super().__init__()
+        s = self.settings = settings
+        E, D = s.nest.experts, s.nest.widths[-1]
+        self.embed = PatchEmbed(
+            width=D,
+            patch=s.patch,
+            grid=s.grid,
+            prefix=s.prefix,
+            antialias=s.antialias,
+            norm_eps=s.eps if s.embed_norm else None,
+        )
+        self.router = ExpertPreferredRouter(Sum([_score(name, s.nest) for name in s.scores])) if E > 1 else None
+        self.blocks = nn.ModuleList(NestedBlock(s.nest, s.eps, s.activation) for _ in range(s.depth))
+        self.readout = Readout(s.nest, s.eps)
+        self.head = (
+            Head(kind=s.head, nest=s.nest, classes=s.classes, prefix=s.prefix, activation=s.activation, eps=s.eps)
+            if s.classes
+            else None
+        )
+        self.checkpointing = False
+        self._budget = 1.0
+        self._plans: dict[tuple[int, float], tuple[int, ...]] = {}
+
+    @property
+    def budget(self) -> float:
+        """The fraction of the full network's multiply-accumulates that a forward pass may spend."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, value: float) -> None:
+        side = self.settings.nominal // self.settings.patch
+        self.plan(side * side, value)
+        self._budget = float(value)
+
+    def forward(self, images: Tensor, budget: float | None = None) -> Output:
+        """(B, 3, H, W), normalised, of any size that the patches divide -> logits, tokens and routings.
+
+        Args:
+            images: pictures.
+            budget: overrides `self.budget` for this call.
+
+        Raises:
+            ValueError: when the pictures do not fit the patches, or the budget cannot be met.
+        """
+        rows, columns = self.embed.cells(images.shape)
+        counts = self.plan(rows * columns, self._budget if budget is None else budget)
+        tokens = self.embed(images)
+        routing = self._route(tokens, counts, (rows, columns))
+        bands, order = sort(tokens, routing, counts, self.settings.nest.widths, self.settings.prefix)
+        for block in self.blocks:
+            bands = checkpoint(block, bands, use_reentrant=False) if self.checkpointing else block(bands)
+        logits = None if self.head is None else self.head(self.readout, bands, order)
+        routings = () if routing is None else (routing,)
+        return Output(logits, routings, partial(self.readout, bands, order))
+
+    def plan(self, patches: int, budget: float) -> tuple[int, ...]:
+        """How many patches of each picture every expert serves at this budget: E whole numbers.
+
+        The most even split that keeps the budget (nestor.routing.capacity); what it spends never exceeds the budget
+        and misses it by less than one token.
+
+        Raises:
+            ValueError: when the budget lies outside what the widths allow.
+        """
+        if (known := self._plans.get((patches, budget))) is not None:
+            return known
+        counts = self._solve(patches, budget)
+        self._plans[patches, budget] = counts
+        return counts
+
+    def macs(self, counts: Sequence[int]) -> int:
+        """Multiply-accumulates of one picture whose patches are spread over the experts like this."""
+        sizes = [*counts[:-1], counts[-1] + self.settings.prefix]
+        total = self.embed.macs(sum(counts)) + self.settings.depth * _first(self.blocks).macs(sizes)
+        if self.router is not None:
+            total += self.router.macs(sum(counts))
+        return total + (0 if self.head is None else self.head.macs(self.readout, sizes))
+
+    def full_macs(self, patches: int) -> int:
+        """Multiply-accumulates of one picture with this many patches, all of them at full width."""
+        return self.macs([0] * (self.settings.nest.experts - 1) + [patches])
+
+    def least_budget(self, patches: int) -> float:
+        """The smallest budget that the widths allow."""
+        return self.macs([patches] + [0] * (self.settings.nest.experts - 1)) / self.full_macs(patches)
+
+    def _solve(self, patches: int, budget: float) -> tuple[int, ...]:
+        E, full = self.settings.nest.experts, self.full_macs(patches)
+        low = self.least_budget(patches) if E > 1 else 1.0
+        if not low <= budget <= 1:
+            raise ValueError(
+                f"budget must lie in [{low:.3g}, 1] for widths {self.settings.nest.widths} and {patches} patches; "
+                f"got {budget:.4g}. Add a narrower width or raise the budget."
+            )
+        if budget == 1:
+            return (0,) * (E - 1) + (patches,)
+        each = [self.macs([patches * (j == i) for j in range(E)]) / patches for i in range(E)]
+        capacity = solve(min(max(budget * full / patches, each[0]), each[-1]), each)
+        return whole(capacity, patches, self.macs, budget * full)
+
+    def _route(self, tokens: Tensor, counts: tuple[int, ...], grid: tuple[int, int]) -> Sparse | None:
+        if self.router is None:
+            return None
+        return self.router(tokens[:, self.settings.prefix :], Signal(counts=counts, grid=grid))
+
+
+def _score(name: str, nest: Nest) -> Score:
+    match name:
+        case "trailing":
+            narrow = next(width for width in nest.widths if width)
+            return TrailingEnergy(narrow, nest.experts)
+        case "linear":
+            return Linear(nest.widths[-1], nest.experts)
+        case "uniform":
+            return Uniform(nest.experts)
+        case _:
+            raise ValueError(f"scores must be among trailing, linear, uniform; got {name!r}.")
+
+
+def _first(blocks: nn.ModuleList) -> NestedBlock:
+    block = blocks[0]
+    assert isinstance(block, NestedBlock)
+    return block

@@ -1,0 +1,1 @@
+"""Operations on tensors that the layers are made of."""

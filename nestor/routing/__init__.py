@@ -1,0 +1,1 @@
+"""Scores, choices and capacities: who goes where."""

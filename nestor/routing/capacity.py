@@ -1,0 +1,94 @@
+"""How a budget becomes shares of the tokens, and shares become whole tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from nestor.types import Capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def solve(budget: float, costs: Sequence[float]) -> Capacity:
+    """The most even capacity whose mean cost per token is `budget`.
+
+    Maximum entropy under a linear cost has the closed form c_j ~ exp(-x * cost_j); x is found by bisection. With costs
+    that double from expert to expert this is the published optimum (MoNE, section 3.3, delta = 2): its reward is then
+    constant, so that only the entropy counts, whatever beta. Experts of equal cost receive equal shares.
+
+    Args:
+        budget: mean cost of one token, in the unit of `costs`; the published effective capacity e_c when the costs
+            are widths over the full width.
+        costs: cost of one token with each expert, not decreasing.
+
+    Raises:
+        ValueError: when no capacity has this mean cost.
+    """
+    low, high = costs[0], costs[-1]
+    if any(b < a for a, b in zip(costs, costs[1:], strict=False)):
+        raise ValueError(f"costs must not decrease from expert to expert; got {tuple(costs)}. Sort the experts.")
+    if not low <= budget <= high:
+        raise ValueError(
+            f"budget must lie in [{low:.4g}, {high:.4g}] for these costs; got {budget:.4g}. "
+            "Add a cheaper expert or change the budget."
+        )
+    if high == low:
+        return Capacity(fractions=(1 / len(costs),) * len(costs))
+    scaled = [(cost - low) / (high - low) for cost in costs]
+    target = (budget - low) / (high - low)
+    lo, hi = -750.0, 750.0
+    for _ in range(200):
+        middle = (lo + hi) / 2
+        if _mean(scaled, middle) > target:
+            lo = middle
+        else:
+            hi = middle
+    return Capacity(fractions=tuple(_shares(scaled, hi)))
+
+
+def whole(capacity: Capacity, tokens: int, cost: Callable[[Sequence[int]], float], limit: float) -> tuple[int, ...]:
+    """Whole tokens for each expert that spend as much of `limit` as they can and never more.
+
+    Starts from the published floors and then promotes one token after the other to the next expert, the most expensive
+    promotion that still fits first; in the end no promotion fits, so less than one token's cost is left over.
+
+    Args:
+        capacity: the shares to start from.
+        tokens: how many tokens there are.
+        cost: cost of a tuple of counts; must not fall when a token is promoted.
+        limit: what may be spent, in the unit of `cost`.
+
+    Raises:
+        ValueError: when even the cheapest counts exceed the limit.
+    """
+    counts = list(capacity.counts(tokens))
+    while cost(counts) > limit:
+        donor = next((j for j in range(len(counts) - 1, 0, -1) if counts[j]), None)
+        if donor is None:
+            raise ValueError(f"{tokens} tokens cost at least {cost(counts):.4g}; got a limit of {limit:.4g}. Raise it.")
+        counts[donor], counts[donor - 1] = counts[donor] - 1, counts[donor - 1] + 1
+    promoted = True
+    while promoted:
+        promoted = False
+        for j in range(len(counts) - 1, 0, -1):
+            if counts[j - 1] == 0:
+                continue
+            trial = counts.copy()
+            trial[j - 1], trial[j] = trial[j - 1] - 1, trial[j] + 1
+            if cost(trial) <= limit:
+                counts, promoted = trial, True
+                break
+    return tuple(counts)
+
+
+def _shares(costs: Sequence[float], x: float) -> list[float]:
+    peak = max(-x * cost for cost in costs)
+    weights = [math.exp(-x * cost - peak) for cost in costs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def _mean(costs: Sequence[float], x: float) -> float:
+    return math.fsum(share * cost for share, cost in zip(_shares(costs, x), costs, strict=True))

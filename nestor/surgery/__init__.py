@@ -1,0 +1,1 @@
+"""Edits: functions that take a model and return a new one."""

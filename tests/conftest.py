@@ -1,0 +1,21 @@
+"""What every test needs: fixed seeds, and imports that work beside a torch without CUDA."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+# transformers and timm import torchvision, whose CUDA build declares two operators that torch's CPU build lacks.
+# The library must stay referenced: the declarations vanish with it.
+TORCHVISION_STUBS: list[torch.library.Library] = []
+
+if find_spec("torchvision") is not None and torch.version.cuda is None:
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    TORCHVISION_STUBS.append(library)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
