@@ -40,6 +40,10 @@ class Nest:
     units of each feed-forward layer and asks in the first heads[j] heads; keys and values of all heads are offered by
     every token. Width 0 is a skip: the token takes no part at all.
 
+    Experts are slices of the same weights. With `own`, the narrow ones have two matrices of their own in each layer,
+    where a slice loses most: keys, values and queries, and the feed-forward answer. They start as slices too, cost
+    nothing at run time and can be fitted without touching the whole network.
+
     Raises:
         ValueError: when widths do not increase or the three disagree in length.
     """
@@ -47,6 +51,7 @@ class Nest:
     widths: tuple[int, ...]
     hidden: tuple[int, ...]
     heads: tuple[int, ...]
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.hidden) == len(self.heads) or not self.widths:
@@ -88,6 +93,7 @@ class Attention(nn.Module):
         D, E = nest.widths[-1], nest.experts
         self.inward = nn.Parameter(torch.empty(3 * D, D))
         self.inward_bias = nn.Parameter(torch.zeros(E, 3 * D))
+        self.inward_own = nn.Parameter(torch.zeros(3 * D, sum(nest.widths[:-1]))) if nest.own and E > 1 else None
         self.outward = nn.Parameter(torch.empty(D, D))
         self.outward_bias = nn.Parameter(torch.zeros(E, D))
         nn.init.xavier_uniform_(self.inward)
@@ -95,25 +101,42 @@ class Attention(nn.Module):
 
     def forward(self, bands: Sequence[Band]) -> tuple[Band, ...]:
         """Bands of (B, n, d) -> the same bands with attention's answer added."""
-        D = self.nest.widths[-1]
-        heads = self.nest.heads[-1]
-        asked, offered = [], []
-        skipped = tuple(band for band in bands if not self.nest.widths[band.expert])
-        bands = [band for band in bands if self.nest.widths[band.expert]]
-        for band in bands:
-            d, rows = self.nest.widths[band.expert], 2 * D + self.nest.heads[band.expert] * (D // heads)
-            u = normalise(band.rows, band.tail, D, self.eps)
-            mixed = F.linear(u, self.inward[:rows, :d], self.inward_bias[band.expert, :rows])
-            offered.append(mixed[..., : 2 * D])
-            asked.append(_split(mixed[..., 2 * D :], D // heads))
-        joined = torch.cat(offered, 1) if len(offered) > 1 else offered[0]
-        key, value = (_split(part, D // heads) for part in joined.split(D, -1))
-        return tuple(self._answer(band, q, key, value) for band, q in zip(bands, asked, strict=True)) + skipped
+        D, each = self.nest.widths[-1], self.nest.widths[-1] // self.nest.heads[-1]
+        active = [band for band in bands if self.nest.widths[band.expert]]
+        skipped = [band for band in bands if not self.nest.widths[band.expert]]
+        inward = [self._ask(band) for band in active]
+        if len({part.shape[-1] for part in inward}) == 1:
+            # One call for all queries is faster than one for each band.
+            joined = torch.cat(inward, 1) if len(inward) > 1 else inward[0]
+            key, value, query = (_heads(part, each) for part in joined.split(D, -1))
+            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            answers = mixed.split([band.rows.shape[1] for band in active], 1)
+        else:
+            offered = torch.cat([part[..., : 2 * D] for part in inward], 1)
+            key, value = (_heads(part, each) for part in offered.split(D, -1))
+            answers = [_attend(_heads(part[..., 2 * D :], each), key, value) for part in inward]
+        stepped = [self._tell(band, answer) for band, answer in zip(active, answers, strict=True)]
+        return (*stepped, *skipped)
 
-    def _answer(self, band: Band, query: Tensor, key: Tensor, value: Tensor) -> Band:
-        d, heads = self.nest.widths[band.expert], query.shape[1]
-        mixed = F.scaled_dot_product_attention(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)
-        write = F.linear(mixed, self.outward[:d, : mixed.shape[-1]], self.outward_bias[band.expert, :d])
+    def inward_of(self, expert: int) -> Tensor:
+        """(rows, d): the matrix that gives an expert's keys, values and queries; a view of the stored one."""
+        D, d = self.nest.widths[-1], self.nest.widths[expert]
+        rows = 2 * D + self.nest.heads[expert] * (D // self.nest.heads[-1])
+        if self.inward_own is None or expert == self.nest.experts - 1:
+            return self.inward[:rows, :d]
+        start = sum(self.nest.widths[:expert])
+        return self.inward_own[:rows, start : start + d]
+
+    def _ask(self, band: Band) -> Tensor:
+        """Keys, values and as many queries as the expert has heads for, (B, n, 2D + ...)."""
+        weight = self.inward_of(band.expert)
+        u = normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
+        return F.linear(u, weight, self.inward_bias[band.expert, : len(weight)])
+
+    def _tell(self, band: Band, answer: Tensor) -> Band:
+        d = self.nest.widths[band.expert]
+        # Contiguous, because a strided batch would be multiplied without the fused bias.
+        write = F.linear(answer.contiguous(), self.outward[:d, : answer.shape[-1]], self.outward_bias[band.expert, :d])
         return replace(band, rows=band.rows + write)
 
     def macs(self, sizes: Sequence[int]) -> int:
@@ -144,6 +167,8 @@ class FeedForward(nn.Module):
         self.inward = nn.Parameter(torch.empty(self.fan * H, D))
         self.inward_bias = nn.Parameter(torch.zeros(E, self.fan * H))
         self.outward = nn.Parameter(torch.empty(D, H))
+        sizes = [d * h for d, h in zip(nest.widths[:-1], nest.hidden[:-1], strict=True)]
+        self.outward_own = nn.Parameter(torch.zeros(sum(sizes))) if nest.own and E > 1 else None
         self.outward_bias = nn.Parameter(torch.zeros(E, D))
         self.alpha = nn.Parameter(torch.zeros(())) if E > 1 else None
         nn.init.xavier_uniform_(self.inward)
@@ -153,6 +178,14 @@ class FeedForward(nn.Module):
         """Bands of (B, n, d) -> the same bands with the feed-forward answer added."""
         return tuple(self._answer(band) if self.nest.widths[band.expert] else band for band in bands)
 
+    def outward_of(self, expert: int) -> Tensor:
+        """(d, h): the matrix that writes an expert's answer; a view of the stored one."""
+        d, h = self.nest.widths[expert], self.nest.hidden[expert]
+        if self.outward_own is None or expert == self.nest.experts - 1:
+            return self.outward[:d, :h]
+        start = sum(a * b for a, b in zip(self.nest.widths[:expert], self.nest.hidden[:expert], strict=True))
+        return self.outward_own[start : start + d * h].view(d, h)
+
     def _answer(self, band: Band) -> Band:
         j = band.expert
         d, h = self.nest.widths[j], self.nest.hidden[j]
@@ -160,7 +193,7 @@ class FeedForward(nn.Module):
         act = ACTIVATIONS[self.activation](
             F.linear(u, self.inward[: self.fan * h, :d], self.inward_bias[j, : self.fan * h])
         )
-        write = F.linear(act, self.outward[:d, :h], self.outward_bias[j, :d])
+        write = F.linear(act, self.outward_of(j), self.outward_bias[j, :d])
         if band.gate is None or self.alpha is None:
             return replace(band, rows=band.rows + write)
         # The gradient passes the clamp, so that an alpha pushed below zero can come back.
@@ -193,5 +226,10 @@ class NestedBlock(nn.Module):
         return self.attention.macs(sizes) + self.mlp.macs(sizes)
 
 
-def _split(rows: Tensor, each: int) -> Tensor:
+def _heads(rows: Tensor, each: int) -> Tensor:
     return rows.unflatten(-1, (-1, each)).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    heads = query.shape[1]
+    return F.scaled_dot_product_attention(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)

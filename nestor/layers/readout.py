@@ -22,14 +22,15 @@ class Readout(nn.Module):
     """The final norm and, for each expert, the map from its channels to the original basis.
 
     A narrow token knows its first d channels only; its map may be the full map's slice or one fitted to it, so that
-    what can be told of the other channels is told. One (D, d_j) matrix and one bias for each expert.
+    what can be told of the other channels is told: one (D, d) matrix and one bias for each expert.
     """
 
     def __init__(self, nest: Nest, eps: float):
         super().__init__()
         self.nest, self.eps = nest, eps
         D = nest.widths[-1]
-        self.weight = nn.ParameterList([torch.eye(D)[:, :d].clone() for d in nest.widths])
+        # One tensor for all maps, side by side, so that an expert without a token has a zero gradient, not a missing one.
+        self.weight = nn.Parameter(torch.cat([torch.eye(D)[:, :d] for d in nest.widths], 1))
         self.bias = nn.Parameter(torch.zeros(nest.experts, D))
 
     def forward(self, bands: Sequence[Band], order: Tensor) -> Tensor:
@@ -40,11 +41,16 @@ class Readout(nn.Module):
         """The normalised rows of a band (B, n, d)."""
         return normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
 
+    def map(self, expert: int) -> Tensor:
+        """(D, d): the map of one expert, a view of `weight` (D, sum of all d)."""
+        start = sum(self.nest.widths[:expert])
+        return self.weight[:, start : start + self.nest.widths[expert]]
+
     def turn(self, rows: Tensor, expert: int) -> Tensor:
         """Rows of an expert (..., d) -> (..., D)."""
         if rows.shape[-1] == 0:
             return self.bias[expert].to(rows.dtype).expand(*rows.shape[:-1], -1)
-        return F.linear(rows, self.weight[expert], self.bias[expert])
+        return F.linear(rows, self.map(expert), self.bias[expert])
 
     def mean(self, bands: Sequence[Band], prefix: int) -> Tensor:
         """The mean of the tokens behind the prefix, (B, D); the mean is taken before the map, which is linear."""

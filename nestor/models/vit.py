@@ -16,7 +16,7 @@ from nestor.layers.readout import Head, Readout
 from nestor.ops.bands import sort
 from nestor.routing.capacity import solve, whole
 from nestor.routing.router import ExpertPreferredRouter
-from nestor.routing.score import Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
 from nestor.types import Output, Signal, Sparse
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ViTSettings:
     """How an elastic vision transformer is built; the meaning of each field is that of PlainSettings.
 
     `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
-    the router sums up: `trailing` (energy), `linear` (learned), `uniform` (random); `embed_norm` tells whether a norm
+    the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random); `embed_norm` tells whether a norm
     follows the embedding; `nominal` is the side in pixels that the weights were made for.
     """
 
@@ -44,7 +44,7 @@ class ViTSettings:
     classes: int = 0
     labels: tuple[str, ...] = ()
     head: str = "class"
-    scores: tuple[str, ...] = ("trailing", "linear")
+    scores: tuple[str, ...] = ("loss",)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     source: str = "nestor"
@@ -116,7 +116,7 @@ class ViT(nn.Module):
         rows, columns = self.embed.cells(images.shape)
         counts = self.plan(rows * columns, self._budget if budget is None else budget)
         tokens = self.embed(images)
-        routing = self._route(tokens, counts, (rows, columns))
+        routing = self.route(tokens, counts, (rows, columns))
         bands, order = sort(tokens, routing, counts, self.settings.nest.widths, self.settings.prefix)
         for block in self.blocks:
             bands = checkpoint(block, bands, use_reentrant=False) if self.checkpointing else block(bands)
@@ -158,7 +158,8 @@ class ViT(nn.Module):
     def _solve(self, patches: int, budget: float) -> tuple[int, ...]:
         E, full = self.settings.nest.experts, self.full_macs(patches)
         low = self.least_budget(patches) if E > 1 else 1.0
-        if not low <= budget <= 1:
+        # A rounding error below the least budget is the least budget.
+        if not low * (1 - 1e-9) <= budget <= 1:
             raise ValueError(
                 f"budget must lie in [{low:.3g}, 1] for widths {self.settings.nest.widths} and {patches} patches; "
                 f"got {budget:.4g}. Add a narrower width or raise the budget."
@@ -167,25 +168,28 @@ class ViT(nn.Module):
             return (0,) * (E - 1) + (patches,)
         each = [self.macs([patches * (j == i) for j in range(E)]) / patches for i in range(E)]
         capacity = solve(min(max(budget * full / patches, each[0]), each[-1]), each)
-        return whole(capacity, patches, self.macs, budget * full)
+        return whole(capacity, patches, self.macs, max(budget, low) * full + 0.5)
 
-    def _route(self, tokens: Tensor, counts: tuple[int, ...], grid: tuple[int, int]) -> Sparse | None:
+    def route(self, tokens: Tensor, counts: tuple[int, ...], grid: tuple[int, int]) -> Sparse | None:
+        """The decision about embedded tokens (B, T, D) on this grid; None for a network with one expert."""
         if self.router is None:
             return None
         return self.router(tokens[:, self.settings.prefix :], Signal(counts=counts, grid=grid))
 
 
 def _score(name: str, nest: Nest) -> Score:
+    narrow = next(width for width in nest.widths if width)
     match name:
+        case "loss":
+            return ExpectedLoss(narrow, nest.widths[-1], nest.experts)
         case "trailing":
-            narrow = next(width for width in nest.widths if width)
             return TrailingEnergy(narrow, nest.experts)
         case "linear":
             return Linear(nest.widths[-1], nest.experts)
         case "uniform":
             return Uniform(nest.experts)
         case _:
-            raise ValueError(f"scores must be among trailing, linear, uniform; got {name!r}.")
+            raise ValueError(f"scores must be among loss, trailing, linear, uniform; got {name!r}.")
 
 
 def _first(blocks: nn.ModuleList) -> NestedBlock:

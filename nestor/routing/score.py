@@ -60,10 +60,7 @@ class TrailingEnergy(Score):
     def __init__(self, start: int, experts: int):
         super().__init__()
         self.start = start
-        steps = torch.linspace(0, 1, experts) if experts > 1 else torch.zeros(1)
-        # Small slopes and falling offsets keep every logit but the first rising with the energy even after the softmax.
-        self.slope = nn.Parameter(0.5 * steps)
-        self.offset = nn.Parameter(-1.2 * torch.arange(experts, dtype=torch.float32))
+        self.slope, self.offset = (nn.Parameter(part) for part in _ranks(experts))
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
@@ -85,6 +82,60 @@ class TrailingEnergy(Score):
 
     def _energy(self, tokens: Tensor) -> Tensor:
         return tokens[..., self.start :].float().square().sum(-1).clamp_min(1e-12).log()
+
+
+@final
+class ExpectedLoss(Score):
+    """What a token is expected to lose by being narrow, predicted linearly from its embedding.
+
+    z = w . (x / rms(x), log of the trailing energy, log of the whole energy) + b, fitted to measured losses
+    (nestor.surgery.losses); the logit of expert j is slope_j * z + offset_j as with TrailingEnergy, and everything is
+    learnable. Before it is fitted it equals the trailing energy.
+
+    Args:
+        start: the first channel of the trailing ones.
+        width: D.
+        experts: E.
+    """
+
+    def __init__(self, start: int, width: int, experts: int):
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.zeros(width + 2))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.slope, self.offset = (nn.Parameter(part) for part in _ranks(experts))
+        with torch.no_grad():
+            self.weight[-2] = 1
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D + 2)."""
+        x = tokens.float()
+        whole = x.square().sum(-1, keepdim=True).clamp_min(1e-12)
+        trailing = x[..., self.start :].square().sum(-1, keepdim=True).clamp_min(1e-12)
+        return torch.cat([x * (whole / x.shape[-1]).rsqrt(), trailing.log(), whole.log()], -1)
+
+    @torch.no_grad()
+    def calibrate(self, tokens: Tensor, losses: Tensor, ridge: float = 10.0) -> None:
+        """Fit to measured losses (B, T) of tokens (B, T, D): ridge regression of their standardised logarithms."""
+        wanted = losses.double().clamp_min(1e-12).log().flatten()
+        wanted = (wanted - wanted.mean()) / wanted.std().clamp_min(1e-9)
+        known = self.features(tokens).double().flatten(0, 1)
+        centre = known.mean(0)
+        known = known - centre
+        gram = known.T @ known + ridge * torch.eye(known.shape[1], dtype=torch.float64)
+        weight = torch.linalg.solve(gram, known.T @ wanted)
+        self.weight.copy_(weight)
+        self.bias.copy_(-centre @ weight)
+
+    def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
+        """(B, T, D) -> (B, T, E)."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            z = self.features(tokens) @ self.weight.float() + self.bias
+        return z.unsqueeze(-1) * self.slope + self.offset
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates for this many tokens."""
+        return tokens * self.weight.numel()
 
 
 @final
@@ -119,3 +170,13 @@ class Sum(Score):
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of all parts."""
         return sum(part.macs(tokens) for part in self.parts if isinstance(part, Score))
+
+
+def _ranks(experts: int) -> tuple[Tensor, Tensor]:
+    """Slopes and offsets by which the probability of every expert but the first rises with one number of order one.
+
+    The slopes are small and the offsets fall, so that this holds after the softmax too and expert preferred routing
+    takes the tokens in the order of that number.
+    """
+    steps = torch.arange(experts, dtype=torch.float32)
+    return 0.5 * steps / max(1, experts - 1), -1.2 * steps

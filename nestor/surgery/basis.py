@@ -85,7 +85,7 @@ def rotate(model: ViT, turn: Tensor) -> ViT:
             read(layer.inward)
             write(layer.outward)
             read(layer.outward_bias)
-    read(new.readout.weight[0])
+    read(new.readout.weight)
     return new
 
 

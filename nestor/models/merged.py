@@ -1,0 +1,168 @@
+"""Token merging on an ordinary vision transformer: the rival that needs no training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestor.layers.nested import NestedBlock
+from nestor.ops.bands import Band, normalise, sort
+from nestor.ops.tokens import Merge, keep, match, match_macs, mergeable
+from nestor.types import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nestor.models.vit import ViT, ViTSettings
+
+
+def constant(gone: int, depth: int) -> list[int]:
+    """Equally many in each block, the published default; the first blocks one more where that does not come out."""
+    return [gone // depth + (i < gone % depth) for i in range(depth)]
+
+
+def falling(gone: int, depth: int) -> list[int]:
+    """Many in the first block and linearly fewer in each later one, the published alternative: kinder below half."""
+    upto = [round(gone * (1 - (1 - i / depth) ** 2)) for i in range(depth + 1)]
+    return [b - a for a, b in pairwise(upto)]
+
+
+@final
+class Merged(nn.Module):
+    """A dense vision transformer that merges the most alike tokens in each block (ToMe, arXiv 2210.09461).
+
+    Between attention and feed-forward, r tokens join the token whose keys are most like theirs; attention counts a
+    token as often as patches went into it. It uses the dense network's own weights and needs no training.
+
+    Args:
+        dense: a ViT with one expert, shared and not copied.
+        budget: as in ViT; may be set between any two calls, or given with a call.
+        spread: how a number of merged patches is spread over a number of blocks: `constant` or `falling`.
+
+    Raises:
+        ValueError: when the network has more than one expert.
+    """
+
+    def __init__(self, dense: ViT, budget: float = 1.0, spread: Callable[[int, int], Sequence[int]] = constant):
+        super().__init__()
+        if dense.settings.nest.experts != 1:
+            raise ValueError(
+                f"token merging runs a dense network, with 1 expert; got {dense.settings.nest.experts}. "
+                "Give it the network from before nesting."
+            )
+        self.dense, self.budget, self.spread = dense, budget, spread
+        self._plans: dict[tuple[int, float], tuple[int, ...]] = {}
+
+    @property
+    def settings(self) -> ViTSettings:
+        """Those of the dense network."""
+        return self.dense.settings
+
+    def forward(self, images: Tensor, budget: float | None = None) -> Output:
+        """(B, 3, H, W) -> logits and tokens, every token in its place on the grid.
+
+        Raises:
+            ValueError: when the pictures do not fit the patches, or the budget cannot be met.
+        """
+        rows, columns = self.dense.embed.cells(images.shape)
+        return self.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
+
+    def run(self, images: Tensor, plan: Sequence[int]) -> Output:
+        """Run a plan, as from `plan` or `schedule`."""
+        dense, prefix = self.dense, self.settings.prefix
+        tokens = dense.embed(images)
+        bands, order = sort(tokens, None, plan[:1], self.settings.nest.widths, prefix)
+        (band,) = bands
+        size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
+        merge = keep(tokens)
+        for block, before, after in zip(dense.blocks, plan, plan[1:], strict=False):
+            assert isinstance(block, NestedBlock)
+            # Without merged tokens the mask is zero, and attention is faster without one.
+            rows, keys = _attend(block, band, None if before == plan[0] else size)
+            if after < before:
+                step = match(keys.mean(1), before - after, prefix)
+                rows, size = step.merge(rows, size)
+                merge = merge.then(step)
+            (band,) = block.mlp((replace(band, rows=rows, tail=band.tail[:, : rows.shape[1]]),))
+        bands = (self._back(band, merge),)
+        logits = None if dense.head is None else dense.head(dense.readout, bands, order)
+        return Output(logits, (), partial(dense.readout, bands, order))
+
+    def plan(self, patches: int, budget: float) -> tuple[int, ...]:
+        """How many patches stand before the first block and after each block: depth + 1 whole numbers.
+
+        As few are merged as keep the budget, spread over the blocks by `spread`.
+
+        Raises:
+            ValueError: when the budget lies outside what merging can reach.
+        """
+        if (patches, budget) not in self._plans:
+            self._plans[patches, budget] = self._solve(patches, budget)
+        return self._plans[patches, budget]
+
+    def schedule(self, patches: int, r: int | Sequence[int]) -> tuple[int, ...]:
+        """The plan in which r patches vanish in each block (or r[i] in block i), and never more than can.
+
+        Raises:
+            ValueError: when there is not one r a block, or one is negative.
+        """
+        depth = self.settings.depth
+        each = (r,) * depth if isinstance(r, int) else tuple(r)
+        if len(each) != depth or min(each) < 0:
+            raise ValueError(f"r must be a number above or at 0, or one for each of {depth} blocks; got {r}.")
+        stages = [patches]
+        for gone in each:
+            stages.append(stages[-1] - min(gone, mergeable(stages[-1])))
+        return tuple(stages)
+
+    def macs(self, plan: Sequence[int]) -> int:
+        """Multiply-accumulates of one picture under this plan, the matching included."""
+        dense, nest = self.dense, self.settings.nest
+        prefix, each = self.settings.prefix, nest.widths[-1] // nest.heads[-1]
+        total = dense.embed.macs(plan[0])
+        for block, before, after in zip(dense.blocks, plan, plan[1:], strict=False):
+            assert isinstance(block, NestedBlock)
+            total += block.attention.macs([before + prefix]) + block.mlp.macs([after + prefix])
+            total += match_macs(before, each) if after < before else 0
+        return total + (0 if dense.head is None else dense.head.macs(dense.readout, [plan[0] + prefix]))
+
+    def full_macs(self, patches: int) -> int:
+        """Multiply-accumulates of the dense network."""
+        return self.dense.full_macs(patches)
+
+    def least_budget(self, patches: int) -> float:
+        """The smallest budget that merging can reach."""
+        return self.macs(self.schedule(patches, mergeable(patches))) / self.full_macs(patches)
+
+    def _solve(self, patches: int, budget: float) -> tuple[int, ...]:
+        depth, full = self.settings.depth, self.full_macs(patches)
+        for gone in range(depth * mergeable(patches) + 1) if budget <= 1 else ():
+            plan = self.schedule(patches, self.spread(gone, depth))
+            if self.macs(plan) / full <= budget:
+                return plan
+        raise ValueError(
+            f"budget must lie in [{self.least_budget(patches):.3g}, 1] for merging {patches} patches in {depth} "
+            f"blocks; got {budget:.4g}. Choose one in between."
+        )
+
+    def _back(self, band: Band, merge: Merge) -> Band:
+        if merge.length == merge.target.shape[1]:
+            return band
+        return replace(band, rows=merge.unmerge(band.rows), tail=merge.unmerge(band.tail))
+
+
+def _attend(block: NestedBlock, band: Band, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention with each key counted `size` (B, T, 1) times: new rows (B, T, D) and keys (B, heads, T, D / heads)."""
+    part, D = block.attention, band.rows.shape[-1]
+    u = normalise(band.rows, band.tail, D, part.eps)
+    mixed = F.linear(u, part.inward, part.inward_bias[0])
+    key, value, query = (x.unflatten(-1, (part.nest.heads[-1], -1)).transpose(1, 2) for x in mixed.split(D, -1))
+    mask = None if size is None else size.log().to(query.dtype).transpose(1, 2).unsqueeze(1)
+    answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    return band.rows + F.linear(answer, part.outward, part.outward_bias[0]), key

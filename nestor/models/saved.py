@@ -1,0 +1,96 @@
+"""Our own networks to disk and back, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+import torch
+
+from nestor import store
+from nestor.models.vit import ViT, ViTSettings
+from nestor.types import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+KIND = "vit"
+_SHOWN = 5
+
+
+def save_model(model: ViT, folder: str | Path) -> None:
+    """Write a network into a folder; its budget is a dial of the running network and is not kept.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    store.save(Stored(kind=KIND, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+
+
+def load_model(folder: str | Path) -> ViT:
+    """Read a network that `save_model` wrote: the same tensors in the same precision, at budget 1, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged or newer, or settings and tensors do not make a network.
+    """
+    stored = store.load(folder)
+    where = f"{folder}/{store.CONFIG}"
+    if stored.kind != KIND:
+        raise ValueError(f"{where} must be of kind {KIND!r} to be loaded as a network; got {stored.kind!r}.")
+    settings = _decoded(stored.settings, ViTSettings, "settings", where)
+    with torch.device("meta"):
+        model = ViT(settings)
+    _check(stored.tensors, model.state_dict(), f"{folder}/{store.WEIGHTS}")
+    model.load_state_dict(dict(stored.tensors), assign=True)
+    return model.eval()
+
+
+def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    lines = []
+    for name in sorted(wanted.keys() | found.keys()):
+        expected, got = (tuple(side[name].shape) if name in side else None for side in (wanted, found))
+        if expected != got:
+            kind = "missing" if got is None else "unexpected" if expected is None else "misshapen"
+            lines.append(f"{kind} {name}: expected {expected or 'nothing'}, found {got or 'nothing'}")
+        elif not found[name].is_floating_point():
+            lines.append(f"misshapen {name}: expected a floating-point type, found {found[name].dtype}")
+    if lines:
+        shown = "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
+        raise ValueError(f"{len(lines)} tensors of {where} do not fit its settings: {shown}. Save the network again.")
+
+
+def _decoded(value: object, kind: Any, name: str, where: str) -> Any:
+    """Turn what JSON gave into the type that a field declares."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _record(value, kind, name, where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        inner = get_args(kind)
+        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) == len(value):
+            return tuple(
+                _decoded(part, each, f"{name}[{i}]", where)
+                for i, (part, each) in enumerate(zip(value, inner, strict=True))
+            )
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{name} in {where} must be {getattr(kind, '__name__', kind)}; got {value!r}. Save it again.")
+
+
+def _record(value: object, kind: type, name: str, where: str) -> Any:
+    known = {field.name: field for field in fields(kind)}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} in {where} must be an object; got {value!r}. Save it again.")
+    if unknown := sorted(value.keys() - known.keys()):
+        raise ValueError(f"{name} in {where} has unknown fields: {', '.join(unknown)}. Upgrade nestor, or remove them.")
+    # A field with a default may be younger than the file.
+    needed = {field.name for field in known.values() if field.default is MISSING and field.default_factory is MISSING}
+    if missing := sorted(needed - value.keys()):
+        raise ValueError(f"{name} in {where} lacks fields: {', '.join(missing)}. Save it again.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _decoded(part, hints[key], f"{name}.{key}", where) for key, part in value.items()})

@@ -1,0 +1,131 @@
+"""What a recipe is: a published system built from parts, and the claims that it proves."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import operator
+import pkgutil
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import nestor
+from nestor.measure.clock import machine
+from nestor.store import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One statement with two numbers; `exact` ones hold on any machine and seed and belong to the tests."""
+
+    text: str
+    left: float
+    relation: str
+    right: float
+    exact: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the relation is true of the two numbers."""
+        return bool(RELATIONS[self.relation](self.left, self.right))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a recipe found: its claims, and the curves and tables behind them as JSON can hold them."""
+
+    claims: tuple[Claim, ...]
+    details: Mapping[str, Any]
+
+
+class Recipe(Protocol):
+    """A module in this folder; the folder is the registry.
+
+    `TITLE`, `ARXIV`, `IDEA` and `MINUTES` (on two cores) describe it; `Settings` is a frozen dataclass with a
+    class method `quick()` of about five seconds.
+    """
+
+    TITLE: str
+    ARXIV: str
+    IDEA: str
+    MINUTES: int
+    Settings: Any
+
+    def build(self, settings: Any) -> Any:
+        """The system itself."""
+        ...
+
+    def prove(self, settings: Any, folder: Path | None = None) -> Proof:
+        """Run the proof; `folder` keeps checkpoints, so that it may be interrupted."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """The recipes there are."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name for name in found if name != "base"))
+
+
+def find(name: str) -> Any:
+    """The recipe of this name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if name not in names():
+        raise ValueError(f"recipe must be one of {', '.join(names())}; got {name!r}.")
+    return importlib.import_module(f"nestor.recipes.{name}")
+
+
+def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), runs: Path = Path("runs")) -> Path:
+    """Run a recipe's proof and write its evidence: settings, versions, machine, seconds, claims, hash of the sources.
+
+    Args:
+        name: of the recipe.
+        quick: the small settings, whose evidence goes below `runs` only.
+        evidence: folder of the evidence that is kept.
+        runs: folder for checkpoints.
+
+    Returns:
+        The file that was written.
+    """
+    recipe = find(name)
+    settings = recipe.Settings.quick() if quick else recipe.Settings()
+    work = runs / name / ("quick" if quick else "full")
+    start = time.monotonic()
+    proof = recipe.prove(settings, work)
+    record = {
+        "recipe": name,
+        "title": recipe.TITLE,
+        "arxiv": recipe.ARXIV,
+        "settings": asdict(settings),
+        "seconds": round(time.monotonic() - start),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"nestor": nestor.__version__, "python": platform.python_version()},
+        "machine": machine(),
+        "sources": sources(),
+        "claims": [asdict(claim) | {"holds": claim.holds} for claim in proof.claims],
+        "details": proof.details,
+    }
+    target = (work if quick else evidence) / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, json.dumps(record, indent=1) + "\n")
+    return target
+
+
+def sources() -> str:
+    """SHA-256 of the library's Python files, so that evidence tells what it was made with."""
+    root = Path(nestor.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()

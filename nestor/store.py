@@ -1,0 +1,203 @@
+"""Things on disk: settings as JSON, tensors as safetensors, never half of either."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nestor.types import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    Write = Callable[[Path], None]
+
+FORMAT = "nestor"
+VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def save(stored: Stored, folder: str | Path) -> None:
+    """Write a thing into a folder, which is made where there is none; what stood there stays whole until the end.
+
+    Raises:
+        OSError: the folder cannot be written; on a full disk with the bytes needed and free.
+        TypeError: the settings hold what JSON cannot.
+    """
+    folder = Path(folder)
+    config = {"format": FORMAT, "version": VERSION, "kind": stored.kind, "settings": dict(stored.settings)}
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    metadata = {"format": "pt", "config": _digest(text)}
+    # Both are complete on disk before either is renamed, so that a full disk touches neither.
+    with (
+        _staged(folder / WEIGHTS, _tensors(stored.tensors, metadata), size(stored.tensors)),
+        _staged(folder / CONFIG, _text(text), len(text)),
+    ):
+        pass
+
+
+def load(folder: str | Path) -> Stored:
+    """Read a thing that `save` wrote.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is missing.
+        ValueError: a file is damaged, of a newer version, not ours, or the two do not belong together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}. Name a folder that Nestor saved.")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}. Name a folder that Nestor saved, or save it again.")
+    text = (folder / CONFIG).read_bytes()
+    kind, settings = _config(text, folder / CONFIG)
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    if metadata.get("config") != hashlib.sha256(text).hexdigest():
+        raise ValueError(
+            f"{CONFIG} and {WEIGHTS} in {folder} do not belong together: one was edited, or a save was interrupted. "
+            "Save it again."
+        )
+    return Stored(kind=kind, settings=settings, tensors=tensors)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; on a full disk with the bytes needed and free.
+    """
+    with _staged(Path(path), _text(text), len(text.encode())):
+        pass
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; on a full disk with the bytes needed and free.
+    """
+    with _staged(Path(path), _tensors(tensors, metadata), size(tensors)):
+        pass
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: tensors and metadata.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is cut off or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copies, since a mapped file that is cut off later would end the whole process.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or no safetensors file ({error}). Copy or save it again.") from error
+
+
+def size(tensors: Mapping[str, Tensor]) -> int:
+    """How many bytes these tensors take on disk, their names left aside."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _config(text: bytes, path: Path) -> tuple[str, dict[str, object]]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Copy or save it again.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f'{path} was not written by Nestor: it lacks the line "format": "{FORMAT}".')
+    version = config.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"{path} was written by a newer Nestor: format version {version}, this one reads up to {VERSION}. "
+            "Upgrade nestor."
+        )
+    kind, settings = config.get("kind"), config.get("settings")
+    if version != VERSION or not isinstance(kind, str) or not isinstance(settings, dict):
+        raise ValueError(f"{path} needs version {VERSION}, kind and settings; got {list(config)}. Save it again.")
+    return kind, settings
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(text: str) -> Write:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+    return write
+
+
+def _tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Write:
+    def write(path: Path) -> None:
+        # Copies, because safetensors refuses tensors that share memory.
+        plain = {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        try:
+            save_file(plain, path, dict(metadata))
+        except SafetensorError as error:
+            # The error number is given in words only.
+            number = next((code for code in _FULL if f"os error {code})" in str(error)), errno.EIO)
+            raise OSError(number, str(error)) from error
+
+    return write
+
+
+@contextmanager
+def _staged(path: Path, write: Write, needed: int) -> Iterator[None]:
+    """Write beside `path`, do what the block does, then put the file in its place; on failure leave no trace."""
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            write(part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            part.unlink(missing_ok=True)
+            free = shutil.disk_usage(path.parent).free
+            message = (
+                f"the disk is full: {path} needs {needed:,} bytes, {free:,} are free. What stood there is unharmed. "
+                "Make room, then save again"
+            )
+            raise OSError(error.errno, message) from error
+        yield
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _settle(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Make renames in this folder survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

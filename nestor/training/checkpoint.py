@@ -1,0 +1,157 @@
+"""Where a training run stands, in one file, so that it can go on after any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from nestor import store
+from nestor.training.settings import described
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from nestor.data import Pictures
+    from nestor.models.vit import ViT
+    from nestor.training.report import Epoch
+    from nestor.training.settings import Fit
+
+FOLDER = "checkpoint"
+FILE = "state.safetensors"
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: steps done.
+        seconds: spent on them.
+        sums: sums of the loss parts over the steps of the epoch under way.
+        epochs: what was noted of each finished epoch.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: tuple[float, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+
+
+def file_of(out: Path) -> Path:
+    """The checkpoint of a run that writes to this folder."""
+    return out / FOLDER / FILE
+
+
+def write(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, identity: Mapping[str, object]
+) -> None:
+    """Write weights, the optimizer's memory and the progress: one file, as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; an earlier checkpoint stays as it is.
+    """
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_OPTIMIZER}{key}.{name}"] = value
+    state = {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "sums": list(progress.sums),
+        "epochs": [dict(epoch) for epoch in progress.epochs],
+        "identity": dict(identity),
+    }
+    store.write_tensors(file_of(out), tensors, {"format": "pt", "state": json.dumps(state)})
+
+
+def read(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, object]
+) -> Progress | None:
+    """Put model and optimizer where the checkpoint left them; None where there is no checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or belongs to a run with other settings, pictures or weights.
+    """
+    path = file_of(out)
+    if not path.is_file():
+        return None
+    tensors, metadata = store.read_tensors(path)
+    anew = f"Delete {path.parent} to start anew"
+    try:
+        state = json.loads(metadata["state"])
+        progress = Progress(
+            step=state["step"],
+            seconds=state["seconds"],
+            sums=tuple(state["sums"]),
+            epochs=tuple(state["epochs"]),
+        )
+        theirs = state["identity"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of a training run ({error!r}). {anew}.") from error
+    _require_same(theirs, json.loads(json.dumps(identity)), path, anew)
+    model.load_state_dict({n.removeprefix(_MODEL): t for n, t in tensors.items() if n.startswith(_MODEL)})
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            key, _, owner = name.removeprefix(_OPTIMIZER).partition(".")
+            parameter = parameters[owner]
+            # Fused kernels want the count of steps beside the weights too.
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
+    return progress
+
+
+def remove(out: Path) -> None:
+    """Delete the checkpoint of a finished run."""
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def identity(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None) -> dict[str, object]:
+    """All that the final weights of a run depend on."""
+    flat = _flat("settings", described(settings))
+    flat.pop("settings.checkpoint_every")
+    return flat | {
+        "pictures": fingerprint_pictures(pictures),
+        "teacher": None if teacher is None else fingerprint(teacher.state_dict()),
+        "weights": fingerprint(model.state_dict()),
+    }
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short name that changes when any tensor does."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_pictures(pictures: Pictures) -> str:
+    """A short name that changes when names, labels, size, preprocessing or random changes of the pictures do."""
+    p = pictures
+    parts = (p.names, p.labels, p.classes, p.size, p.mean, p.std, p.augment, p.seed)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _require_same(theirs: Mapping[str, object], ours: Mapping[str, object], path: Path, anew: str) -> None:
+    other = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+    if other:
+        shown = "; ".join(f"{name} was {theirs.get(name)!r}, is {ours.get(name)!r}" for name in other)
+        raise ValueError(
+            f"{path} belongs to another run: {shown}. "
+            f"{anew}, choose another folder, or go on with the same settings, pictures and weights."
+        )
+
+
+def _flat(name: str, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: part for inner, each in value.items() for key, part in _flat(f"{name}.{inner}", each).items()}

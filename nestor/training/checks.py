@@ -1,0 +1,104 @@
+"""What must hold before the first step, so that no run fails half-way for a reason known at its start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nestor.data import require_classes
+
+if TYPE_CHECKING:
+    from nestor.data import Pictures
+    from nestor.models.vit import ViT
+    from nestor.training.settings import Fit
+
+
+def labelled(model: ViT, pictures: Pictures, settings: Fit) -> bool:
+    """Whether labels take part in the loss: there are some, and a head to learn them."""
+    return bool(model.head is not None and settings.loss.labels and pictures.classes and min(pictures.labels) >= 0)
+
+
+def sandwiched(model: ViT, settings: Fit, teacher: ViT | None) -> bool:
+    """Whether the full network runs beside the drawn budget."""
+    if settings.sandwich is None:
+        return teacher is None and model.settings.nest.experts > 1
+    return settings.sandwich
+
+
+def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, validate: Pictures | None) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ValueError: there is nothing to learn from, or network, pictures, teacher and settings do not fit together.
+    """
+    if not len(pictures):
+        raise ValueError("there are no pictures to train on. Load at least two classes of them.")
+    rows, columns = model.embed.cells((1, 3, pictures.size, pictures.size))
+    least = model.least_budget(rows * columns)
+    model.plan(rows * columns, settings.budgets.draw(settings.seed, 0, least))
+    if teacher is None:
+        if model.head is None:
+            raise ValueError(
+                "without a teacher the network needs a head; it has none. Give it a head, or name a teacher."
+            )
+        if not settings.loss.labels:
+            raise ValueError("without a teacher labels must count; got Distil(labels=0). Raise it, or name a teacher.")
+        require_classes(pictures)
+    else:
+        _check_teacher(model, teacher, settings, (rows, columns), pictures.size)
+    if labelled(model, pictures, settings):
+        require_classes(pictures)
+        _check_head(model, pictures)
+    if validate is not None:
+        if model.head is None:
+            raise ValueError("validation needs a network with a head; it has none. Leave validate out.")
+        require_classes(validate, 1)
+        _check_head(model, validate)
+        if validate.size != pictures.size:
+            raise ValueError(
+                f"pictures for validation must be as large as those for training, {pictures.size} px; "
+                f"got {validate.size} px. Use validate.at({pictures.size})."
+            )
+
+
+def _check_head(model: ViT, pictures: Pictures) -> None:
+    settings = model.settings
+    if settings.classes != len(pictures.classes):
+        raise ValueError(
+            f"the head has {settings.classes} classes and the pictures {len(pictures.classes)}. "
+            "Give the network a fresh head for these pictures."
+        )
+    if settings.labels != pictures.classes and sorted(settings.labels) == sorted(pictures.classes):
+        raise ValueError(
+            f"head and pictures name the same classes in another order: {', '.join(settings.labels)} against "
+            f"{', '.join(pictures.classes)}. Load the pictures in the head's order, or give the network a fresh head."
+        )
+
+
+def _check_teacher(model: ViT, teacher: ViT, settings: Fit, grid: tuple[int, int], size: int) -> None:
+    ours, theirs, loss = model.settings, teacher.settings, settings.loss
+    tokens, heads = loss.prefix > 0 or loss.patches > 0, model.head is not None and teacher.head is not None
+    if heads and loss.logits and ours.classes != theirs.classes:
+        raise ValueError(
+            f"the teacher has {theirs.classes} classes and the network {ours.classes}. "
+            "Give both a head for the same classes, or set Distil(logits=0)."
+        )
+    if tokens:
+        pairs = {
+            "width": (theirs.nest.widths[-1], ours.nest.widths[-1]),
+            "prefix": (theirs.prefix, ours.prefix),
+            "patches on a picture": (teacher.embed.cells((1, 3, size, size)), grid),
+        }
+        for what, (their, our) in pairs.items():
+            if their != our:
+                raise ValueError(
+                    f"the teacher has {what} {their} and the network {our}. "
+                    "Take a teacher of the same shape, or set Distil(prefix=0, patches=0)."
+                )
+    if (ours.mean, ours.std) != (theirs.mean, theirs.std):
+        raise ValueError(
+            f"the teacher wants pictures with mean {theirs.mean} and std {theirs.std}, the network {ours.mean} and "
+            f"{ours.std}. Take a teacher with the same preprocessing."
+        )
+    learns = tokens or (heads and loss.logits) or (model.head is not None and loss.labels)
+    if not learns:
+        raise ValueError("no part of the loss applies to this network and teacher. Raise a weight of Distil.")

@@ -1,0 +1,77 @@
+"""The one training loop: any budget, one process or many, interrupted or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nestor.training.checks import check
+from nestor.training.run import Run
+from nestor.training.settings import Fit
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from nestor.data import Pictures
+    from nestor.models.vit import ViT
+
+
+def fit(
+    model: ViT,
+    pictures: Pictures,
+    settings: Fit | None = None,
+    *,
+    teacher: ViT | None = None,
+    out: str | Path | None = None,
+    validate: Pictures | None = None,
+    tensorboard: str | Path | None = None,
+    workers: int = 0,
+    cpu: bool = False,
+) -> ViT:
+    """Train a copy of a network over the budgets that the settings draw, and return it.
+
+    With `out`, the run is resumed where a checkpoint of the same run lies there, with the same final weights, bit for
+    bit on a CPU, as without the interruption; in the end `out` holds the network (nestor.models.saved) and fit.json.
+    Works alone and under `accelerate launch` or `torchrun`, where the processes share each batch.
+
+    Args:
+        model: stays as it is.
+        pictures: labelled, unless a teacher teaches.
+        settings: how to train; Fit() unless given.
+        teacher: another network, whose full-budget tokens and logits are to be matched.
+        out: folder for checkpoints and the result; None to keep nothing on disk.
+        validate: labelled pictures whose accuracy at a few budgets is noted after each epoch.
+        tensorboard: folder for TensorBoard's logs.
+        workers: processes that decode pictures; 0 decodes between the steps.
+        cpu: stay on the CPU where there is an accelerator.
+
+    Raises:
+        ValueError: network, pictures, teacher and settings do not fit together, or a checkpoint in `out` belongs to
+            another run.
+        FloatingPointError: the loss is no longer a finite number; nothing of that step is kept.
+        KeyboardInterrupt: after Ctrl-C or a request to terminate, at the end of the step under way and with a
+            checkpoint written.
+        ImportError: accelerate or tensorboard is missing.
+        OSError: `out` cannot be written.
+    """
+    settings = settings or Fit()
+    check(model, pictures, settings, teacher, validate)
+    accelerator = _accelerator(cpu)
+    run = Run(model, pictures, settings, teacher, None if out is None else Path(out), validate, accelerator)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        run.train(None if tensorboard is None else Path(tensorboard), workers)
+    return run.student.to(model.embed.weight.device).eval()
+
+
+def _accelerator(cpu: bool) -> Accelerator:
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise ImportError("Training needs accelerate. Install it: pip install 'nestor[train]'.") from error
+    # What a narrow budget does not use has no gradient in that step. Precision is ours to set, from step to step.
+    return Accelerator(
+        cpu=cpu, mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )

@@ -1,0 +1,105 @@
+"""What a training step minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from nestor.models.vit import ViT
+    from nestor.training.settings import Distil
+    from nestor.types import Output
+
+PARTS = ("labels", "logits", "prefix", "patches")
+
+
+def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened probabilities (B, classes), mean over the items.
+
+    Multiplied by the squared temperature, so that the size of its gradient does not depend on it.
+    """
+    ours, theirs = (F.log_softmax(each.float() / temperature, -1) for each in (logits, target))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def misalignment(tokens: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine of tokens (B, T, D) to their targets, mean over all."""
+    return 1 - F.cosine_similarity(tokens.float(), target.float(), dim=-1).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a teacher says of a batch: `logits` (B, classes) and `tokens` (B, T, D), each None where not needed."""
+
+    logits: Tensor | None
+    tokens: Tensor | None
+
+
+def target(output: Output, loss: Distil) -> Target:
+    """What of this output a student shall copy, without gradient."""
+    logits = output.logits if loss.logits and output.logits is not None else None
+    tokens = output.tokens if loss.prefix or loss.patches else None
+    return Target(None if logits is None else logits.detach(), None if tokens is None else tokens.detach())
+
+
+@final
+class Objective(nn.Module):
+    """A network with its loss, so that DistributedDataParallel sees all that happens between weights and gradient.
+
+    Args:
+        model: the network to train.
+        loss: weights of the parts.
+        smoothing: of the labels.
+        labelled: whether labels count.
+        sandwich: whether the full network runs beside the drawn budget.
+    """
+
+    def __init__(self, model: ViT, loss: Distil, *, smoothing: float, labelled: bool, sandwich: bool):
+        super().__init__()
+        self.model, self.loss, self.smoothing = model, loss, smoothing
+        self.labelled, self.sandwich = labelled, sandwich
+
+    def forward(
+        self, images: Tensor, labels: Tensor, budget: float, logits: Tensor | None, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and its weighted parts in the order of PARTS, without gradient.
+
+        Args:
+            images: (B, 3, H, W).
+            labels: (B,).
+            budget: of this step.
+            logits: the teacher's (B, classes), or None.
+            tokens: the teacher's (B, T, D), or None.
+        """
+        teacher = Target(logits, tokens)
+        if not self.sandwich or budget == 1:
+            parts = self._parts(self.model(images, budget=budget), labels, teacher)
+        else:
+            full = self.model(images, budget=1.0)
+            parts = self._parts(full, labels, teacher)
+            if logits is None and tokens is None:
+                teacher = target(full, self.loss)
+            parts = parts + self._parts(self.model(images, budget=budget), labels, teacher)
+        return parts.sum(), parts.detach()
+
+    def _parts(self, output: Output, labels: Tensor, teacher: Target) -> Tensor:
+        loss, prefix = self.loss, self.model.settings.prefix
+        parts = {}
+        if output.logits is not None:
+            if self.labelled and loss.labels:
+                entropy = F.cross_entropy(output.logits.float(), labels, label_smoothing=self.smoothing)
+                parts["labels"] = loss.labels * entropy
+            if teacher.logits is not None:
+                parts["logits"] = loss.logits * divergence(output.logits, teacher.logits, loss.temperature)
+        if teacher.tokens is not None:
+            ours, theirs = output.tokens, teacher.tokens
+            if loss.prefix and prefix:
+                parts["prefix"] = loss.prefix * misalignment(ours[:, :prefix], theirs[:, :prefix])
+            if loss.patches:
+                parts["patches"] = loss.patches * misalignment(ours[:, prefix:], theirs[:, prefix:])
+        zero = torch.zeros((), device=labels.device)
+        return torch.stack([parts.get(name, zero) for name in PARTS])
