@@ -85,7 +85,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def elastic(home: Path) -> Path:
-    done("nest", home / "vit", "--data", home / "photos", "--out", home / "elastic")
+    done("nest", home / "vit", "--data", home / "photos", "--out", home / "elastic", "--shape", "4,8,12,16")
     return home / "elastic"
 
 
@@ -102,7 +102,9 @@ def fitted(home: Path, elastic: Path) -> Path:
 def test_nesting_tells_what_was_made_and_what_was_left_out(home: Path, tmp_path: Path):
     said = done("nest", home / "vit", "--data", home / "photos", "--out", tmp_path / "new", "--pictures", 5)
     assert "1 pictures cannot be read and are left out, first red/broken.png" in said.stderr
-    assert "widths 4, 8, 12, 16" in said.stdout
+    widths = nestor.load(tmp_path / "new").settings.nest.widths
+    assert f"widths {', '.join(map(str, widths))}; " in said.stdout
+    assert len(widths) > 1
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -325,6 +327,18 @@ def test_python_takes_values_as_well_as_names(home: Path):
     assert model.settings.classes == 0
     with pytest.raises(ValueError, match=r"budget must lie in"):
         nestor.nest(dense, pictures, budget=0.01)
+
+
+def test_several_processes_share_the_work_where_there_is_no_accelerator(
+    home: Path, elastic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = {}
+    monkeypatch.setattr("nestor.api.train", lambda *arguments, **more: given.update(more))
+    command = ("fit", elastic, "--data", home / "photos", "--out", tmp_path)
+    done(*command)
+    assert given["cpu"] is not torch.accelerator.is_available()
+    done(*command, "--cpu")
+    assert given["cpu"] is True
 
 
 def test_the_front_lists_what_it_has():

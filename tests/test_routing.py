@@ -1,6 +1,7 @@
 """Capacity and choice: the published values, values small enough to check by hand, and laws."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_whole_tokens_never_exceed_and_leave_less_than_one_promotion(costs, toke
     assert min(counts) >= 0
     assert cost(counts) <= limit * (1 + 1e-9)
     left = limit - cost(counts)
-    assert counts[-1] == tokens or left < max(b - a for a, b in zip(costs, costs[1:], strict=False))
+    assert counts[-1] == tokens or left < max(b - a for a, b in pairwise(costs))
 
 
 def test_counts_are_the_published_floors():

@@ -157,7 +157,7 @@ def test_errors_name_rule_value_and_repair():
         nest(dense, pictures(), nest=Nest(widths=(8, 16), hidden=(8, 40), heads=(3, 3)))
     with pytest.raises(ValueError, match="fractions must end with 1"):
         shape(24, 40, 3, (0.5, 0.9))
-    with pytest.raises(ValueError, match="has none. Use 'mean'"):
+    with pytest.raises(ValueError, match=r"has none\. Use 'mean'"):
         with_head(fold(random_plain(prefix=0, head="mean")), ["a", "b"])
     with pytest.raises(ValueError, match="reads class, mean or class_mean"):
         with_head(dense, ["a", "b"], "attention")

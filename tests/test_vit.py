@@ -52,7 +52,7 @@ def test_full_budget_without_gate_equals_the_dense_network(name):
     for block in nested.blocks:
         block.mlp.alpha.data.zero_()
     own = {}
-    for key, tensor in dense.state_dict().items():
+    for key in dense.state_dict():
         source = nested.readout.map(NESTS[name].experts - 1) if key == "readout.weight" else state[key]
         own[key] = source[-1:] if key.endswith("ward_bias") or key == "readout.bias" else source
     dense.load_state_dict(own)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from nestor.api import heads, prepare
 from nestor.layers.nested import Nest
 from nestor.models.saved import save_model
@@ -90,6 +92,7 @@ def fit(
     size: int | None = None,
     validate: Pictures | None = None,
     tensorboard: str | Path | None = None,
+    cpu: bool = False,
 ) -> ViT:
     """Tune a network's weights and router over sampled budgets, by labels and by what a teacher gives.
 
@@ -105,6 +108,7 @@ def fit(
         size: side of the pictures in pixels; by default their own, or the network's nominal one.
         validate: labelled pictures whose accuracy is noted after each epoch.
         tensorboard: a folder for curves.
+        cpu: stay on the CPU where there is an accelerator.
 
     Raises:
         ValueError: teacher, size or data do not fit the network, or `out` holds another training's checkpoint.
@@ -122,7 +126,9 @@ def fit(
     check(heads.outlined(model, whole) if fresh else model, whole, settings, teacher, validate)
     if fresh:
         model = heads.started(model, whole, out)
-    return train(model, whole, settings, teacher=teacher, out=out, validate=validate, tensorboard=tensorboard)
+    # Without an accelerator, several processes find each other only if the CPU is asked for.
+    cpu = cpu or not torch.accelerator.is_available()
+    return train(model, whole, settings, teacher=teacher, out=out, validate=validate, tensorboard=tensorboard, cpu=cpu)
 
 
 def save(model: ViT, folder: str | Path) -> None:

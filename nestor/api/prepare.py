@@ -78,7 +78,7 @@ def experts(model: ViT, shape: str | Sequence[float] | Nest) -> Nest:
 
     Args:
         model: the ordinary network.
-        shape: `default`: quarters of the channels and hidden units, all heads; `published`: channels that halve from
+        shape: `default`: that of `nestor.surgery.nest.shape`; `published`: channels that halve from
             expert to expert, all hidden units and heads; numbers: the channels of each expert, or if the last is 1
             their fractions, hidden units in proportion; or a `Nest`.
 

@@ -44,6 +44,7 @@ def fit(
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Note the accuracy on held-out pictures after each epoch.")
     ] = True,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is an accelerator.")] = False,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's logs.", show_default=False)
     ] = None,
@@ -82,5 +83,7 @@ def fit(
         had = f"a head for {network.settings.classes} classes" if network.settings.classes else "no head"
         say(f"The network has {had}; it gets a fresh one for {len(train.classes)}: {', '.join(train.classes[:10])}.")
     checks = held_out if validate and held_out.classes else None
-    nestor.fit(network, train, settings, teacher=taught_by, out=folder, validate=checks, tensorboard=tensorboard)
+    nestor.fit(
+        network, train, settings, teacher=taught_by, out=folder, validate=checks, tensorboard=tensorboard, cpu=cpu
+    )
     results().print(f"{folder} is fitted. Next: nestor profile {folder} --data {data}", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ because a narrow token leaves out parts whose mean is best made up for (one row 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -59,18 +60,19 @@ class Nest:
                 f"widths, hidden and heads must name the same experts; got {len(self.widths)}, {len(self.hidden)} and "
                 f"{len(self.heads)} of them. Give one number of each for every expert."
             )
-        if self.widths[0] < 0 or any(b <= a for a, b in zip(self.widths, self.widths[1:], strict=False)):
+        if self.widths[0] < 0 or any(b <= a for a, b in pairwise(self.widths)):
             raise ValueError(
-                f"widths must increase from expert to expert and not be negative; got {self.widths}. Sort them and drop repeats."
+                f"widths must increase from expert to expert and not be negative; got {self.widths}. "
+                "Sort them and drop repeats."
             )
         for name, parts in (("hidden", self.hidden), ("heads", self.heads)):
-            if any(b < a for a, b in zip(parts, parts[1:], strict=False)):
+            if any(b < a for a, b in pairwise(parts)):
                 raise ValueError(f"{name} must not fall from expert to expert; got {parts}. Sort them.")
         for width, hidden, heads in zip(self.widths, self.hidden, self.heads, strict=True):
             if width and (hidden < 1 or heads < 1):
                 raise ValueError(
-                    f"an expert with {width} channels needs at least one hidden unit and one head; got {hidden} and {heads}. "
-                    "Use width 0 for a skip."
+                    f"an expert with {width} channels needs at least one hidden unit and one head; "
+                    f"got {hidden} and {heads}. Use width 0 for a skip."
                 )
 
     @property

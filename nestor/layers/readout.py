@@ -29,7 +29,7 @@ class Readout(nn.Module):
         super().__init__()
         self.nest, self.eps = nest, eps
         D = nest.widths[-1]
-        # One tensor for all maps, side by side, so that an expert without a token has a zero gradient, not a missing one.
+        # All maps side by side, so that an expert without a token has a zero gradient, not a missing one.
         self.weight = nn.Parameter(torch.cat([torch.eye(D)[:, :d] for d in nest.widths], 1))
         self.bias = nn.Parameter(torch.zeros(nest.experts, D))
 

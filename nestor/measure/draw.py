@@ -219,8 +219,8 @@ def _focus(axes: Axes, profile: Profile) -> None:
     drop = max(full - worst[0], 0.005)
     if min(worst) < full - 3 * drop:
         axes.set_ylim(full - 3 * drop, best + 0.2 * drop)
-        note = {"ha": "right", "fontsize": "small", "color": GREY}
-        axes.text(0.99, 0.02, "points further down: see the table", transform=axes.transAxes, **note)
+        place = {"x": 0.99, "y": 0.02, "transform": axes.transAxes}
+        axes.text(s="points further down: see the table", ha="right", fontsize="small", color=GREY, **place)
 
 
 def _known(network: Network, measure: str) -> list[Point]:
@@ -236,7 +236,10 @@ def _legend_of_widths(figure: Figure, widths: Sequence[int]) -> None:
     from matplotlib.patches import Patch
 
     # As in the tinted picture over a middle grey, so that legend and patches look alike.
-    shown = [tuple((1 - TINT) * 0.5 + TINT * part for part in colour) for colour in palette(len(widths))]
+    shown = [
+        ((1 - TINT) / 2 + TINT * r, (1 - TINT) / 2 + TINT * g, (1 - TINT) / 2 + TINT * b)
+        for r, g, b in palette(len(widths))
+    ]
     names = [f"{width} channels" if width else "skipped" for width in widths]
     handles = [Patch(color=colour, label=name) for colour, name in zip(shown, names, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(widths), frameon=False)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,8 +27,9 @@ class ViTSettings:
     """How an elastic vision transformer is built; the meaning of each field is that of PlainSettings.
 
     `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
-    the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random); `embed_norm` tells whether a norm
-    follows the embedding; `nominal` is the side in pixels that the weights were made for.
+    the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random);
+    `embed_norm` tells whether a norm follows the embedding; `nominal` is the side in pixels that the weights were made
+    for.
     """
 
     nest: Nest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nestor.types import Capacity
@@ -27,9 +28,10 @@ def solve(budget: float, costs: Sequence[float]) -> Capacity:
         ValueError: when no capacity has this mean cost.
     """
     low, high = costs[0], costs[-1]
-    if any(b < a for a, b in zip(costs, costs[1:], strict=False)):
+    if any(b < a for a, b in pairwise(costs)):
         raise ValueError(f"costs must not decrease from expert to expert; got {tuple(costs)}. Sort the experts.")
-    if not low <= budget <= high:
+    slack = 1e-9 * abs(high)
+    if not low - slack <= budget <= high + slack:
         raise ValueError(
             f"budget must lie in [{low:.4g}, {high:.4g}] for these costs; got {budget:.4g}. "
             "Add a cheaper expert or change the budget."
@@ -38,7 +40,9 @@ def solve(budget: float, costs: Sequence[float]) -> Capacity:
         return Capacity(fractions=(1 / len(costs),) * len(costs))
     scaled = [(cost - low) / (high - low) for cost in costs]
     target = (budget - low) / (high - low)
-    lo, hi = -750.0, 750.0
+    # At this x the shares of two experts as close as the closest differ by more than a double can tell from zero.
+    reach = 750 / min(b - a for a, b in pairwise(scaled) if b > a)
+    lo, hi = -reach, reach
     for _ in range(200):
         middle = (lo + hi) / 2
         if _mean(scaled, middle) > target:

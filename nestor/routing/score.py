@@ -49,8 +49,8 @@ class TrailingEnergy(Score):
     """The energy of the channels beyond the narrowest width: what a token loses first when it is made narrow.
 
     A token whose trailing channels carry much is worth a wide expert. The logit of expert j is
-    slope_j * log(energy) + offset_j, rising with j, so that the order of the tokens is that of their energies with every
-    expert. It needs no training; slopes and offsets are learnable all the same.
+    slope_j * log(energy) + offset_j, rising with j, so that the order of the tokens is that of their energies with
+    every expert. It needs no training; slopes and offsets are learnable all the same.
 
     Args:
         start: the first channel that counts.

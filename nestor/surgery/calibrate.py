@@ -2,8 +2,9 @@
 
 A narrow token reads a slice, uses a prefix of the hidden units and writes a slice; the mean of all that it leaves out
 is known from calibration pictures and goes into its expert's biases; matrices that an expert owns are fitted by least
-squares. The nested network and the full one run side by
-side, layer by layer, so that each bias also takes back the mean error of the layers before it. At the end a map for each expert tells from the channels that a narrow token has what the full token looks like.
+squares. The nested network and the full one run side by side, layer by layer, so that each fit also takes back the
+error of the layers before it. At the end a map for each expert tells, from the channels that a narrow token has, what
+the full token looks like.
 """
 
 from __future__ import annotations
