@@ -82,7 +82,7 @@ class Sparse(Routing):
 
 @dataclass(frozen=True, eq=False)
 class Soft(Routing):
-    """Each slot receives a mixture of tokens, `give` (B, E, C, T), each token a mixture of slots, `take` (B, T, E, C)."""
+    """Each slot gets a mixture of tokens, `give` (B, E, C, T), each token a mixture of slots, `take` (B, T, E, C)."""
 
     scores: Tensor
     give: Tensor

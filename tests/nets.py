@@ -61,7 +61,7 @@ def naive_tokens(model: ViT, images: Tensor, index: Tensor) -> Tensor:
             mine_only = attention.inward_of(j) if d else torch.zeros(0, 0)
             weight = F.pad(mine_only, (0, D - mine_only.shape[1], 0, 3 * D - mine_only.shape[0]))
             parts.append(norm(x) @ weight.T + attention.inward_bias[j])
-        kvq = sum(torch.where(m, part, 0) for m, part in zip(mine, parts, strict=True))
+        kvq = torch.stack([torch.where(m, part, 0) for m, part in zip(mine, parts, strict=True)]).sum(0)
         k, v, q = (part.unflatten(-1, (heads, each)).transpose(1, 2) for part in kvq.split(D, -1))
         weights = (q @ k.transpose(-1, -2)) / each**0.5
         weights = weights.masked_fill(~alive[:, None, None], -torch.inf).softmax(-1)

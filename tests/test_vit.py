@@ -18,6 +18,13 @@ def images(count=2, side=16, seed=1):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
+def set_alpha(model, value):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("alpha"):
+                parameter.fill_(value)
+
+
 def budgets(model, patches=16):
     low = model.least_budget(patches)
     return [low, low + 0.3 * (1 - low), low + 0.7 * (1 - low), 1.0]
@@ -49,8 +56,7 @@ def test_sorted_path_equals_the_naive_one_gradients_included(name, activation):
 def test_full_budget_without_gate_equals_the_dense_network(name):
     nested, dense = small(name), small("dense")
     state = nested.state_dict()
-    for block in nested.blocks:
-        block.mlp.alpha.data.zero_()
+    set_alpha(nested, 0.0)
     own = {}
     for key in dense.state_dict():
         source = nested.readout.map(NESTS[name].experts - 1) if key == "readout.weight" else state[key]
@@ -145,16 +151,17 @@ def test_every_parameter_gets_a_gradient(head):
     assert missing == []
 
 
-def test_router_learns_through_the_gate_only_once_alpha_is_positive():
-    model = small()
-    for alpha, learns in ((0.0, False), (0.5, True)):
-        for block in model.blocks:
-            block.mlp.alpha.data.fill_(alpha)
-        model.zero_grad()
-        model(images(), budget=0.6).tokens.square().sum().backward()
-        linear = model.router.score.parts[1]
-        assert bool(linear.weight.grad.any()) == learns
-        assert model.blocks[0].mlp.alpha.grad.abs() > 0
+@pytest.mark.parametrize("scores", [("linear",), ("trailing", "linear"), ("loss",)])
+@pytest.mark.parametrize(("alpha", "learns"), [(0.0, False), (0.5, True)])
+def test_router_learns_through_the_gate_only_once_alpha_is_positive(scores, alpha, learns):
+    model = small(scores=scores)
+    set_alpha(model, alpha)
+    model(images(), budget=0.6).tokens.square().sum().backward()
+    named = dict(model.named_parameters())
+    weights = [p.grad for name, p in named.items() if name.startswith("router.") and name.endswith("weight")]
+    assert all(grad is not None and bool(grad.any()) == learns for grad in weights)
+    gates = [p.grad for name, p in named.items() if name.endswith("alpha")]
+    assert all(grad is not None and grad != 0 for grad in gates)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0, 1e4, -1e-8])

@@ -1,4 +1,4 @@
-"""The command line: `nestor nest`, `fit`, `profile`, `show`."""
+"""The command line: `nestor nest`, `fit`, `profile`, `show`, `recipes`, `prove`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nestor.cli.console import Commands
 from nestor.cli.fit import fit
 from nestor.cli.nest import nest
 from nestor.cli.profile import profile
+from nestor.cli.recipes import prove, recipes
 from nestor.cli.show import show
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, show):
+for command in (nest, fit, profile, show, recipes, prove):
     app.command()(command)
 
 

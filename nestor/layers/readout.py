@@ -154,8 +154,8 @@ class AttentionPool(nn.Module):
         weight, bias = self.inward.weight, self.inward.bias
         query = F.linear(self.query.to(tokens.dtype), weight[:D], bias[:D]).expand(len(tokens), 1, D)
         key, value = F.linear(tokens, weight[D:], bias[D:]).chunk(2, -1)
-        heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        pooled = self.outward(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        pooled = self.outward(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         return (pooled + self.down(ACTIVATIONS[self.activation](self.up(self.norm(pooled))))).squeeze(1)
 
     def macs(self, tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -68,6 +68,8 @@ class ViT(nn.Module):
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
+    blocks: Sequence[NestedBlock]
+
     def __init__(self, settings: ViTSettings):
         super().__init__()
         s = self.settings = settings
@@ -81,7 +83,8 @@ class ViT(nn.Module):
             norm_eps=s.eps if s.embed_norm else None,
         )
         self.router = ExpertPreferredRouter(Sum([_score(name, s.nest) for name in s.scores])) if E > 1 else None
-        self.blocks = nn.ModuleList(NestedBlock(s.nest, s.eps, s.activation) for _ in range(s.depth))
+        blocks = nn.ModuleList(NestedBlock(s.nest, s.eps, s.activation) for _ in range(s.depth))
+        self.blocks = cast("Sequence[NestedBlock]", blocks)
         self.readout = Readout(s.nest, s.eps)
         self.head = (
             Head(kind=s.head, nest=s.nest, classes=s.classes, prefix=s.prefix, activation=s.activation, eps=s.eps)
@@ -142,7 +145,7 @@ class ViT(nn.Module):
     def macs(self, counts: Sequence[int]) -> int:
         """Multiply-accumulates of one picture whose patches are spread over the experts like this."""
         sizes = [*counts[:-1], counts[-1] + self.settings.prefix]
-        total = self.embed.macs(sum(counts)) + self.settings.depth * _first(self.blocks).macs(sizes)
+        total = self.embed.macs(sum(counts)) + self.settings.depth * self.blocks[0].macs(sizes)
         if self.router is not None:
             total += self.router.macs(sum(counts))
         return total + (0 if self.head is None else self.head.macs(self.readout, sizes))
@@ -190,9 +193,3 @@ def _score(name: str, nest: Nest) -> Score:
             return Uniform(nest.experts)
         case _:
             raise ValueError(f"scores must be among loss, trailing, linear, uniform; got {name!r}.")
-
-
-def _first(blocks: nn.ModuleList) -> NestedBlock:
-    block = blocks[0]
-    assert isinstance(block, NestedBlock)
-    return block

@@ -57,6 +57,9 @@ class TrailingEnergy(Score):
         experts: E.
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, start: int, experts: int):
         super().__init__()
         self.start = start

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestor.layers.nested import ACTIVATIONS
+from nestor.layers.nested import ACTIVATIONS, Attention
 from nestor.ops.bands import Band, normalise, sort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nestor.layers.nested import Attention, FeedForward, NestedBlock
+    from nestor.layers.nested import FeedForward
     from nestor.models.vit import ViT
 
 
@@ -105,8 +105,8 @@ def by_importance(model: ViT, images: Tensor, batch: int = 32) -> ViT:
     heads = torch.zeros(s.depth, s.nest.heads[0], dtype=torch.float64)
     for part in images.split(batch):
         for i, (band, layer) in enumerate(streams(model, part)):
-            if i % 2 == 0:
-                heads[i // 2] += _head_energy(model.blocks[i // 2], band)
+            if isinstance(layer, Attention):
+                heads[i // 2] += _head_energy(layer, band)
             else:
                 units[i // 2] += _unit_energy(layer, band)
     new = copy.deepcopy(model)
@@ -139,8 +139,7 @@ def project(layer: Attention | FeedForward, band: Band) -> Tensor:
     return F.linear(rows, layer.inward, layer.inward_bias[0])
 
 
-def _head_energy(block: NestedBlock, band: Band) -> Tensor:
-    layer = block.attention
+def _head_energy(layer: Attention, band: Band) -> Tensor:
     D, heads = layer.nest.widths[-1], layer.nest.heads[-1]
     rows = mixed(layer, project(layer, band)).flatten(0, 1).unflatten(-1, (heads, -1))
     gram = torch.einsum("rhi,rhj->hij", rows, rows).double()

@@ -70,8 +70,8 @@ class Fit:
 
     epochs: int = 10
     batch: int = 32
-    rate: float = 1e-4
-    head_rate: float = 10.0
+    rate: float = 1e-5
+    head_rate: float = 1.0
     router_rate: float = 10.0
     decay: float = 0.05
     warmup: float = 0.1
