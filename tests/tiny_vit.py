@@ -15,8 +15,7 @@ SKIPPING = Nest(widths=(0, 12, 24), hidden=(0, 24, 48), heads=(0, 2, 4))
 def tiny(nest: Nest = DENSE, **changes) -> ViT:
     """A ViT of two blocks with patches of 4 pixels; `changes` are fields of ViTSettings."""
     fields = {"depth": 2, "patch": 4, "grid": (4, 4), "nominal": 16} | changes
-    if nest.experts == 1:
-        fields.setdefault("scores", ())
+    fields.setdefault("scores", ("trailing", "linear") if nest.experts > 1 else ())
     model = ViT(ViTSettings(nest=nest, **fields))
     randomise(model)
     return model.eval()
