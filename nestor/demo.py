@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """How much the demo does; about six minutes on two cores as it stands. Sizes in pixels, numbers of pictures."""
+    """How much the demo does; about eight minutes on two cores as it stands. Sizes in pixels, numbers of pictures."""
 
     size: int = 112
     train: int = 640

@@ -49,7 +49,7 @@ class Settings:
     size: int = 112
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 1
-    rate: float = 1e-5
+    rate: float = 2e-6
     batch: int = 32
     calibration: int = 128
     pictures: int | None = None

@@ -49,7 +49,8 @@ class Fit:
         epochs: how often all pictures are shown.
         batch: pictures of one step, all processes together.
         rate: highest learning rate (AdamW); it rises linearly over the fraction `warmup` of all steps, then follows a
-            cosine down to a hundredth.
+            cosine down to a hundredth. Small by default, because folded weights contain the norms' scales and a
+            pretrained network is lost more easily than in its own form; from scratch take a thousand times as much.
         head_rate: multiplies the rate of the head.
         router_rate: multiplies the rate of the router and of its gates, which start from nothing.
         decay: weight decay of matrices; biases, gates and positions have none.
@@ -70,11 +71,11 @@ class Fit:
 
     epochs: int = 10
     batch: int = 32
-    rate: float = 1e-5
+    rate: float = 2e-6
     head_rate: float = 1.0
     router_rate: float = 10.0
     decay: float = 0.05
-    warmup: float = 0.1
+    warmup: float = 0.3
     clip: float = 1.0
     smoothing: float = 0.0
     seed: int = 0
