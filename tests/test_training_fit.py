@@ -21,7 +21,7 @@ from nestor.training import Distil, Fit, Fixed, Sampled, fit, predict, probe
 from nestor.training.losses import Objective, misalignment
 from nestor.training.report import Report
 
-QUICK = Fit(epochs=2, batch=6, rate=1e-3)
+QUICK = Fit(epochs=2, batch=6, rate=1e-3, warmup=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,9 @@ def test_the_model_stays_and_the_result_is_what_lies_on_disk(tmp_path: Path):
 
 def test_a_dense_network_learns_the_labels():
     model, pictures = tiny(classes=2), shapes(24)
-    result = fit(model, pictures, Fit(epochs=12, batch=8, rate=3e-3, budgets=Fixed()), cpu=True)
+    result = fit(
+        model, pictures, Fit(epochs=12, batch=8, rate=3e-3, head_rate=10.0, warmup=0.1, budgets=Fixed()), cpu=True
+    )
     logits, labels = predict(result, pictures)
     assert (logits.argmax(-1) == labels).float().mean() > 0.9
 
@@ -83,7 +85,9 @@ def test_a_nested_network_learns_from_its_teacher_without_labels():
     def away(network: ViT) -> list[float]:
         return [misalignment(network(images, budget=b).tokens, teacher(images).tokens).item() for b in (1.0, 0.5)]
 
-    result = fit(model, pictures, Fit(epochs=12, batch=8, rate=3e-3), teacher=teacher, cpu=True)
+    result = fit(
+        model, pictures, Fit(epochs=12, batch=8, rate=3e-3, head_rate=10.0, warmup=0.1), teacher=teacher, cpu=True
+    )
     assert all(after < 0.7 * before for after, before in zip(away(result), away(model), strict=True))
 
 
@@ -96,7 +100,7 @@ def test_a_nested_network_teaches_itself():
     def apart(network: ViT) -> float:
         return misalignment(network(images, budget=0.5).tokens, network(images, budget=1.0).tokens).item()
 
-    result = fit(model, pictures, Fit(epochs=10, batch=8, rate=2e-3, head_rate=10.0), cpu=True)
+    result = fit(model, pictures, Fit(epochs=10, batch=8, rate=2e-3, head_rate=10.0, warmup=0.1), cpu=True)
     assert apart(result) < 0.7 * apart(model)
 
 
