@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,7 @@ from nestor.training.report import Report
 QUICK = Fit(epochs=2, batch=6, rate=1e-3, warmup=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(model: ViT, other: ViT) -> bool:
@@ -59,9 +53,7 @@ def test_the_model_stays_and_the_result_is_what_lies_on_disk(tmp_path: Path):
     assert noted["seconds"] > 0
     for epoch in noted["epochs"]:
         assert epoch["loss"] == pytest.approx(sum(epoch["parts"].values()))
-        assert (
-            epoch["accuracy"].keys() == {"1.00", "0.72", f"{model.least_budget(16):.2f}"} or len(epoch["accuracy"]) == 3
-        )
+        assert len(epoch["accuracy"]) == 3
     last = noted["epochs"][-1]["accuracy"]["1.00"]
     logits, labels = predict(result, shapes(6, seed=1), 1.0)
     assert last == (logits.argmax(-1) == labels).double().mean().item()

@@ -1,7 +1,5 @@
 """The parts of training: schedules, losses, prediction and probes, each against hand values or another computation."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -20,13 +18,7 @@ from nestor.training.run import parameter_groups
 from nestor.training.schedule import batches, rate_factor
 from nestor.training.settings import described
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_sampled_budgets_are_uniform_beside_the_full_network():

@@ -17,10 +17,10 @@ def recipes() -> None:
 
     from nestor.recipes.base import find, names
 
-    table = Table("name", "paper", "title", "minutes")
+    table = Table("name", "paper", "title")
     for name in names():
         recipe = find(name)
-        table.add_row(name, recipe.ARXIV, recipe.TITLE, str(recipe.MINUTES))
+        table.add_row(name, recipe.ARXIV, recipe.TITLE)
     results().print(table)
 
 

@@ -50,14 +50,13 @@ class Proof:
 class Recipe(Protocol):
     """A module in this folder; the folder is the registry.
 
-    `TITLE`, `ARXIV`, `IDEA` and `MINUTES` (on two cores) describe it; `Settings` is a frozen dataclass with a
+    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a
     class method `quick()` of about five seconds.
     """
 
     TITLE: str
     ARXIV: str
     IDEA: str
-    MINUTES: int
     Settings: Any
 
     def build(self, settings: Any) -> Any:

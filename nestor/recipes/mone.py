@@ -1,6 +1,6 @@
 """MoNE: Mixture of Nested Experts, on a pretrained network and real solar cells.
 
-Paper: arXiv 2407.19985. Command: `nestor prove mone`. About 25 minutes on two cores.
+Paper: arXiv 2407.19985. Command: `nestor prove mone`.
 
 One dense DINOv2 ViT-S/14 is fine-tuned on the ELPV solar cells; a nested copy is made of it and tuned for as many
 epochs again; the dense network is tuned on by the same recipe for as many. Both are scored on held-out cells, the
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 TITLE = "MoNE: Mixture of Nested Experts: Adaptive Processing of Visual Tokens"
 ARXIV = "2407.19985"
 IDEA = "Experts are prefixes of the same weights; a router gives each token one of them; their capacities are a dial."
-MINUTES = 25
 
 
 @dataclass(frozen=True, kw_only=True)
