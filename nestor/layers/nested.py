@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Attention(nn.Module):
             # One call for all queries is faster than one for each band.
             joined = torch.cat(inward, 1) if len(inward) > 1 else inward[0]
             key, value, query = (_heads(part, each) for part in joined.split(D, -1))
-            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            mixed = attend(query, key, value).transpose(1, 2).flatten(2)
             answers = mixed.split([band.rows.shape[1] for band in active], 1)
         else:
             offered = torch.cat([part[..., : 2 * D] for part in inward], 1)
@@ -234,4 +235,4 @@ def _heads(rows: Tensor, each: int) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     heads = query.shape[1]
-    return F.scaled_dot_product_attention(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)
+    return attend(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)

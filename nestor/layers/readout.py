@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestor.layers.nested import ACTIVATIONS, Nest, rows_per_unit
+from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise, unsort
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class AttentionPool(nn.Module):
         query = F.linear(self.query.to(tokens.dtype), weight[:D], bias[:D]).expand(len(tokens), 1, D)
         key, value = F.linear(tokens, weight[D:], bias[D:]).chunk(2, -1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        pooled = self.outward(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        pooled = self.outward(attend(query, key, value).transpose(1, 2).flatten(2))
         return (pooled + self.down(ACTIVATIONS[self.activation](self.up(self.norm(pooled))))).squeeze(1)
 
     def macs(self, tokens: int) -> int:

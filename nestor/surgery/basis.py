@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nestor.layers.nested import ACTIVATIONS, Attention
+from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise, sort
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def mixed(layer: Attention, inward: Tensor) -> Tensor:
     """Attention's answer before the outward projection, (B, T, D), of full keys, values and queries (B, T, 3D)."""
     heads, D = layer.nest.heads[-1], layer.nest.widths[-1]
     key, value, query = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in inward.split(D, -1))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return attend(query, key, value).transpose(1, 2).flatten(2)
 
 
 def hidden(layer: FeedForward, inward: Tensor) -> Tensor:
