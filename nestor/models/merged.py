@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, final
 
@@ -14,12 +13,12 @@ from torch.nn import functional as F
 from nestor.layers.nested import NestedBlock
 from nestor.ops.bands import Band, normalise, sort
 from nestor.ops.tokens import Merge, keep, match, match_macs, mergeable
-from nestor.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nestor.models.vit import ViT, ViTSettings
+    from nestor.types import Output
 
 
 def constant(gone: int, depth: int) -> list[int]:
@@ -90,9 +89,7 @@ class Merged(nn.Module):
                 rows, size = step.merge(rows, size)
                 merge = merge.then(step)
             (band,) = block.mlp((replace(band, rows=rows, tail=band.tail[:, : rows.shape[1]]),))
-        bands = (self._back(band, merge),)
-        logits = None if dense.head is None else dense.head(dense.readout, bands, order)
-        return Output(logits, (), partial(dense.readout, bands, order))
+        return dense.finish((self._back(band, merge),), order)
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches stand before the first block and after each block: depth + 1 whole numbers.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
 from nestor.models.vit import ViT, ViTSettings
-from nestor.ops.bands import sort
-from nestor.types import Output, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from nestor.types import Output
 
 
 @final
@@ -41,17 +40,8 @@ class Uniform(nn.Module):
         Raises:
             ValueError: when the pictures do not fit the patches, or the budget cannot be met.
         """
-        model, prefix = self.model, self.settings.prefix
-        rows, columns = model.embed.cells(images.shape)
-        counts = self.plan(rows * columns, self.budget if budget is None else budget)
-        tokens = model.embed(images)
-        signal = Signal(counts=counts, grid=(rows, columns))
-        routing = None if model.router is None else model.router(tokens[:, prefix:], signal)
-        bands, order = sort(tokens, routing, counts, self.settings.nest.widths, prefix)
-        for block in model.blocks:
-            bands = block(bands)
-        logits = None if model.head is None else model.head(model.readout, bands, order)
-        return Output(logits, () if routing is None else (routing,), partial(model.readout, bands, order))
+        rows, columns = self.model.embed.cells(images.shape)
+        return self.model.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches every expert serves: all of them the widest that fits, none the others.

@@ -21,6 +21,9 @@ from nestor.types import Output, Signal, Sparse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.ops.bands import Band
+    from nestor.types import Routing
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTSettings:
@@ -117,14 +120,20 @@ class ViT(nn.Module):
             ValueError: when the pictures do not fit the patches, or the budget cannot be met.
         """
         rows, columns = self.embed.cells(images.shape)
-        counts = self.plan(rows * columns, self._budget if budget is None else budget)
+        return self.run(images, self.plan(rows * columns, self._budget if budget is None else budget))
+
+    def run(self, images: Tensor, counts: tuple[int, ...]) -> Output:
+        """Run a plan, as from `plan`: counts[j] patches of each picture (B, 3, H, W) take expert j."""
         tokens = self.embed(images)
-        routing = self.route(tokens, counts, (rows, columns))
+        routing = self.route(tokens, counts, self.embed.cells(images.shape))
         bands, order = sort(tokens, routing, counts, self.settings.nest.widths, self.settings.prefix)
         for block in self.blocks:
             bands = checkpoint(block, bands, use_reentrant=False) if self.checkpointing else block(bands)
+        return self.finish(bands, order, () if routing is None else (routing,))
+
+    def finish(self, bands: Sequence[Band], order: Tensor, routings: tuple[Routing, ...] = ()) -> Output:
+        """What the last block left, as bands with their positions (B, T), into logits and tokens."""
         logits = None if self.head is None else self.head(self.readout, bands, order)
-        routings = () if routing is None else (routing,)
         return Output(logits, routings, partial(self.readout, bands, order))
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
