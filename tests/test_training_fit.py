@@ -20,7 +20,7 @@ from nestor.training import Distil, Fit, Fixed, Sampled, fit, predict, probe
 from nestor.training.losses import Objective, misalignment
 from nestor.training.report import Report
 
-QUICK = Fit(epochs=2, batch=6, rate=1e-3, warmup=0.1)
+QUICK = Fit(epochs=2, batch=6, rate=0.02, warmup=0.1)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def test_the_model_stays_and_the_result_is_what_lies_on_disk(tmp_path: Path):
     assert not same(result, model)
     assert same(load_model(tmp_path / "a" / "b"), result)
     noted = record(tmp_path / "a" / "b")
-    assert noted["settings"]["rate"] == 1e-3
+    assert noted["settings"]["rate"] == QUICK.rate
     assert noted["settings"]["budgets"]["type"] == "Sampled"
     assert noted["versions"].keys() == {"python", "nestor", "torch", "accelerate"}
     assert noted["steps"] == 4
@@ -62,7 +62,7 @@ def test_the_model_stays_and_the_result_is_what_lies_on_disk(tmp_path: Path):
 def test_a_dense_network_learns_the_labels():
     model, pictures = tiny(classes=2), shapes(24)
     result = fit(
-        model, pictures, Fit(epochs=12, batch=8, rate=3e-3, head_rate=10.0, warmup=0.1, budgets=Fixed()), cpu=True
+        model, pictures, Fit(epochs=12, batch=8, rate=0.05, head_rate=10.0, warmup=0.1, budgets=Fixed()), cpu=True
     )
     logits, labels = predict(result, pictures)
     assert (logits.argmax(-1) == labels).float().mean() > 0.9
@@ -78,7 +78,7 @@ def test_a_nested_network_learns_from_its_teacher_without_labels():
         return [misalignment(network(images, budget=b).tokens, teacher(images).tokens).item() for b in (1.0, 0.5)]
 
     result = fit(
-        model, pictures, Fit(epochs=12, batch=8, rate=3e-3, head_rate=10.0, warmup=0.1), teacher=teacher, cpu=True
+        model, pictures, Fit(epochs=12, batch=8, rate=0.05, head_rate=10.0, warmup=0.1), teacher=teacher, cpu=True
     )
     assert all(after < 0.7 * before for after, before in zip(away(result), away(model), strict=True))
 
@@ -92,7 +92,7 @@ def test_a_nested_network_teaches_itself():
     def apart(network: ViT) -> float:
         return misalignment(network(images, budget=0.5).tokens, network(images, budget=1.0).tokens).item()
 
-    result = fit(model, pictures, Fit(epochs=10, batch=8, rate=2e-3, head_rate=10.0, warmup=0.1), cpu=True)
+    result = fit(model, pictures, Fit(epochs=10, batch=8, rate=0.03, head_rate=10.0, warmup=0.1), cpu=True)
     assert apart(result) < 0.7 * apart(model)
 
 
@@ -166,7 +166,7 @@ def test_tensorboard_shows_losses_budget_rate_and_accuracy(tmp_path: Path):
     losses = {f"loss/{part}" for part in ("labels", "logits", "prefix", "patches", "total")}
     assert losses | {"budget", "rate", "accuracy/1.00"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss/total")] == [1, 2, 3, 4]
-    assert events.Scalars("rate")[0].value == pytest.approx(1e-3)
+    assert events.Scalars("rate")[0].value == pytest.approx(QUICK.rate)
 
 
 def reported(*, terminal: bool, active: bool = True) -> str:

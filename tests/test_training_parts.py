@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nestor.models.vit import ViT
 from nestor.training import Chosen, Distil, Fit, Fixed, Sampled, features, predict, probe
+from nestor.training.checks import label_weight
 from nestor.training.losses import PARTS, Objective, divergence, misalignment, target
 from nestor.training.probe import logistic
 from nestor.training.run import parameter_groups
@@ -63,7 +64,7 @@ def test_the_published_budgets_and_a_fixed_one():
         (lambda: Fixed(budget=0), r"training budgets must lie in \(0, 1\]; got \(0,\)"),
         (lambda: Chosen(budgets=()), r"training budgets must lie in \(0, 1\]; got none"),
         (lambda: Sampled(low=0.2, high=1.2), r"training budgets must lie in \(0, 1\]; got \(0.2, 1.2\)"),
-        (lambda: Sampled(low=0.8, high=0.5), r"need low <= high .*; got low 0.8, high 0.5, full 0.25"),
+        (lambda: Sampled(low=0.8, high=0.5), r"need low <= high .*; got low 0.8, high 0.5, full 0.1"),
         (lambda: Sampled(full=-1), r"full in \[0, 1\]; got .* full -1"),
         (lambda: Fit(epochs=0), "epochs must be at least 1; got 0"),
         (lambda: Fit(rate=float("nan")), "rate must be above 0; got nan"),
@@ -133,8 +134,8 @@ def test_the_misalignment_by_hand():
     assert misalignment(ours, theirs).item() == pytest.approx((0 + 1 + 2 + 1 - 2**-0.5) / 4, abs=1e-6)
 
 
-def objective(model: ViT, loss: Distil, *, sandwich: bool = False, labelled: bool = True) -> Objective:
-    return Objective(model, loss, smoothing=0.1, labelled=labelled, sandwich=sandwich)
+def objective(model: ViT, loss: Distil, *, sandwich: bool = False) -> Objective:
+    return Objective(model, loss, smoothing=0.1, labels=1.0 if loss.labels is None else loss.labels, sandwich=sandwich)
 
 
 def test_the_loss_of_a_step_is_the_weighted_sum_of_its_parts():
@@ -195,20 +196,40 @@ def members(group: dict[str, object]) -> list[torch.Tensor]:
 
 def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay():
     model = tiny(NARROWED, classes=3)
+    started = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in ("router.score.parts.1.weight", "blocks.0.mlp.alpha"):
+            started[name].zero_()
     groups = parameter_groups(model, Fit(head_rate=7.0, router_rate=3.0, decay=0.1))
     of = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in members(group)}
+    size = {name: parameter.detach().square().mean().sqrt().item() for name, parameter in model.named_parameters()}
     assert sum(len(members(group)) for group in groups) == len(of) == len(list(model.parameters()))
     named = {name: of[id(parameter)] for name, parameter in model.named_parameters()}
-    assert named["head.linear.weight"] == (7.0, 0.1)
-    assert named["head.linear.bias"] == (7.0, 0.0)
-    assert named["router.score.parts.1.weight"] == (3.0, 0.1)
-    assert named["blocks.0.mlp.alpha"] == (3.0, 0.0)
-    assert named["blocks.0.mlp.inward"] == (1.0, 0.1)
-    assert named["blocks.0.mlp.inward_bias"] == (1.0, 0.0)
-    assert named["embed.position"] == named["embed.prefix"] == named["readout.bias"] == (1.0, 0.0)
+    inward, head, position = (size[name] for name in ("blocks.0.mlp.inward", "head.linear.weight", "embed.position"))
+    assert named["blocks.0.mlp.inward"] == pytest.approx((inward, 0.1 / inward))
+    assert named["head.linear.weight"] == pytest.approx((7 * head, 0.1 / head))
+    assert named["embed.position"] == pytest.approx((position, 0.0))
+    assert named["router.score.parts.1.weight"] == pytest.approx((3 * 0.02, 0.1 / 0.02))
+    assert named["blocks.0.mlp.alpha"] == pytest.approx((3 * 0.02, 0.0))
+    assert named["blocks.0.mlp.inward_bias"][1] == named["readout.bias"][1] == 0
+
+
+def test_labels_count_where_no_teacher_gives_logits():
+    model, teacher, headless, pictures = tiny(NARROWED, classes=2), tiny(classes=2), tiny(), shapes()
+    assert label_weight(model, pictures, Fit(), None) == 1
+    assert label_weight(model, pictures, Fit(), headless) == 1
+    assert label_weight(model, pictures, Fit(), teacher) == 0
+    assert label_weight(model, pictures, Fit(loss=Distil(labels=0.5)), teacher) == 0.5
+    assert label_weight(model, pictures, Fit(loss=Distil(logits=0)), teacher) == 1
+    assert label_weight(model, shapes(labelled=False), Fit(), None) == 0
+    assert label_weight(headless, pictures, Fit(), None) == 0
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = tiny(NARROWED, classes=3)
     model.embed.weight.requires_grad_(False)
     fewer = parameter_groups(model, Fit())
-    assert sum(len(members(group)) for group in fewer) == len(of) - 1
+    assert sum(len(members(group)) for group in fewer) == len(list(model.parameters())) - 1
 
 
 @torch.no_grad()

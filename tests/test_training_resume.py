@@ -159,7 +159,7 @@ def test_another_run_does_not_go_on_from_this_one(tmp_path: Path):
     other = replace(SETTINGS, rate=2e-3, budgets=Sampled(low=0.4, high=0.9, full=0.2))
     message = (
         r"checkpoint/state\.safetensors belongs to another run: settings\.budgets\.low was 0\.3, is 0\.4; "
-        r"settings\.rate was 0\.001, is 0\.002\. Delete .*checkpoint to start anew, choose another folder, or go on"
+        r"settings\.rate was 0\.02, is 0\.002\. Delete .*checkpoint to start anew, choose another folder, or go on"
     )
     with pytest.raises(ValueError, match=message):
         fit(training_worker.model(), shapes(), other, out=tmp_path, cpu=True)

@@ -19,7 +19,7 @@ from nestor.training.checkpoint import file_of
 SETTINGS = Fit(
     epochs=3,
     batch=4,
-    rate=1e-3,
+    rate=0.02,
     checkpoint_every=2,
     budgets=Sampled(low=0.3, high=0.9, full=0.2),
     augment=Augment(flip=True, jitter=0.2),

@@ -34,7 +34,7 @@ def fit(
     size: Size = None,
     epochs: Annotated[int, typer.Option("--epochs", help="How often all pictures are shown.")] = 10,
     batch: Annotated[int, typer.Option("--batch", help="Pictures of one step, all processes together.")] = 32,
-    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 2e-6,
+    rate: Annotated[float, typer.Option("--rate", help="Highest rate, relative to each tensor's own size.")] = 3e-4,
     lowest: Annotated[float, typer.Option("--lowest", help="Lowest budget to train.")] = 0.25,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the pictures.")] = False,
     rotate: Annotated[bool, typer.Option("--rotate", help="Turn pictures by quarters.")] = False,

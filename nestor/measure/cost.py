@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from nestor.layers.nested import NestedBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -26,6 +26,10 @@ class Elastic(Protocol):
 
     def __call__(self, images: Tensor, budget: float | None = None) -> Output:
         """(B, 3, H, W) -> logits, tokens and routings within the budget."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of a module."""
         ...
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:

@@ -100,7 +100,7 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     recipe = find(name)
     settings = recipe.Settings.quick() if quick else recipe.Settings()
     work = runs / name / ("quick" if quick else "full")
-    start = time.monotonic()
+    start, made_with = time.monotonic(), sources()
     proof = recipe.prove(settings, work)
     record = {
         "recipe": name,
@@ -111,7 +111,7 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"nestor": nestor.__version__, "python": platform.python_version()},
         "machine": machine(),
-        "sources": sources(),
+        "sources": made_with,
         "claims": [asdict(claim) | {"holds": claim.holds} for claim in proof.claims],
         "details": proof.details,
     }

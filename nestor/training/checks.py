@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from nestor.training.settings import Fit
 
 
-def labelled(model: ViT, pictures: Pictures, settings: Fit) -> bool:
-    """Whether labels take part in the loss: there are some, and a head to learn them."""
-    return bool(model.head is not None and settings.loss.labels and pictures.classes and min(pictures.labels) >= 0)
+def label_weight(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None) -> float:
+    """How much labels count in the loss; nothing where there are none, or no head to learn them."""
+    if model.head is None or not pictures.classes or min(pictures.labels) < 0:
+        return 0.0
+    if settings.loss.labels is not None:
+        return settings.loss.labels
+    return 0.0 if teacher is not None and teacher.head is not None and settings.loss.logits else 1.0
 
 
 def sandwiched(model: ViT, settings: Fit, teacher: ViT | None) -> bool:
@@ -40,12 +44,12 @@ def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, va
             raise ValueError(
                 "without a teacher the network needs a head; it has none. Give it a head, or name a teacher."
             )
-        if not settings.loss.labels:
+        if settings.loss.labels == 0:
             raise ValueError("without a teacher labels must count; got Distil(labels=0). Raise it, or name a teacher.")
         require_classes(pictures)
     else:
         _check_teacher(model, teacher, settings, (rows, columns), pictures.size)
-    if labelled(model, pictures, settings):
+    if label_weight(model, pictures, settings, teacher):
         require_classes(pictures)
         _check_head(model, pictures)
     if validate is not None:
@@ -99,6 +103,6 @@ def _check_teacher(model: ViT, teacher: ViT, settings: Fit, grid: tuple[int, int
             f"the teacher wants pictures with mean {theirs.mean} and std {theirs.std}, the network {ours.mean} and "
             f"{ours.std}. Take a teacher with the same preprocessing."
         )
-    learns = tokens or (heads and loss.logits) or (model.head is not None and loss.labels)
+    learns = tokens or (heads and loss.logits) or (model.head is not None and loss.labels != 0)
     if not learns:
         raise ValueError("no part of the loss applies to this network and teacher. Raise a weight of Distil.")

@@ -54,14 +54,14 @@ class Objective(nn.Module):
         model: the network to train.
         loss: weights of the parts.
         smoothing: of the labels.
-        labelled: whether labels count.
+        labels: weight of the cross-entropy to the labels.
         sandwich: whether the full network runs beside the drawn budget.
     """
 
-    def __init__(self, model: ViT, loss: Distil, *, smoothing: float, labelled: bool, sandwich: bool):
+    def __init__(self, model: ViT, loss: Distil, *, smoothing: float, labels: float, sandwich: bool):
         super().__init__()
         self.model, self.loss, self.smoothing = model, loss, smoothing
-        self.labelled, self.sandwich = labelled, sandwich
+        self.labels, self.sandwich = labels, sandwich
 
     def forward(
         self, images: Tensor, labels: Tensor, budget: float, logits: Tensor | None, tokens: Tensor | None
@@ -90,9 +90,9 @@ class Objective(nn.Module):
         loss, prefix = self.loss, self.model.settings.prefix
         parts = {}
         if output.logits is not None:
-            if self.labelled and loss.labels:
+            if self.labels:
                 entropy = F.cross_entropy(output.logits.float(), labels, label_smoothing=self.smoothing)
-                parts["labels"] = loss.labels * entropy
+                parts["labels"] = self.labels * entropy
             if teacher.logits is not None:
                 parts["logits"] = loss.logits * divergence(output.logits, teacher.logits, loss.temperature)
         if teacher.tokens is not None:

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from nestor.data import Pictures
-    from nestor.models.vit import ViT
+    from nestor.measure.cost import Elastic
     from nestor.types import Output
 
 
 def predict(
-    model: ViT, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
+    model: Elastic, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) and labels (N,) of all pictures, in single precision on the CPU.
 
     Args:
-        model: a network with a head; it runs where its weights lie.
+        model: a network with a head, or a rival that wraps one; it runs where its weights lie.
         pictures: N of them.
         budget: the network's own unless given.
         batch: pictures at a time.
@@ -36,13 +36,13 @@ def predict(
     Raises:
         ValueError: the network has no head, or there are no pictures.
     """
-    if model.head is None:
+    if not model.settings.classes:
         raise ValueError("predictions need a network with a head; this one has none. Give it one and fit it.")
     return _run(model, pictures, _logits, budget=budget, batch=batch, precision=precision, what="Predicting")
 
 
 def features(
-    model: ViT, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
+    model: Elastic, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
 ) -> tuple[Tensor, Tensor]:
     """The class token beside the mean of the patch tokens, (N, 2D), and labels (N,); as in `predict`.
 
@@ -77,7 +77,7 @@ def _logits(output: Output) -> Tensor:
 
 @torch.no_grad()
 def _run(
-    model: ViT,
+    model: Elastic,
     pictures: Pictures,
     read: Callable[[Output], Tensor],
     *,
@@ -88,7 +88,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     if not len(pictures):
         raise ValueError("there are no pictures to run over. Load at least one.")
-    device = model.embed.weight.device
+    device = next(model.parameters()).device
 
     def results() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in DataLoader(pictures, batch_size=batch, generator=torch.Generator()):

@@ -20,7 +20,7 @@ from nestor import store
 from nestor.models.saved import save_model
 from nestor.training import checkpoint
 from nestor.training.checkpoint import Progress
-from nestor.training.checks import labelled, sandwiched
+from nestor.training.checks import label_weight, sandwiched
 from nestor.training.interrupt import Deferred
 from nestor.training.losses import PARTS, Objective, Target, target
 from nestor.training.predict import autocast, predict
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from nestor.training.settings import Fit
 
 RECORD = "fit.json"
+
+# No tensor learns as if it were smaller than this; vectors, and matrices of zeros, as if they were at least so large.
+_SMALLEST, _FROM_NOTHING = 1e-3, 0.02
 
 
 class Run:
@@ -78,7 +81,7 @@ class Run:
             self.student,
             settings.loss,
             smoothing=settings.smoothing,
-            labelled=labelled(model, pictures, settings),
+            labels=label_weight(model, pictures, settings, teacher),
             sandwich=sandwiched(model, settings, teacher),
         )
         self.objective = accelerator.prepare(objective)
@@ -229,17 +232,23 @@ class Run:
 
 
 def parameter_groups(model: ViT, settings: Fit) -> list[dict[str, object]]:
-    """Parameters by rate and weight decay: `scale` multiplies the schedule's rate."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    """A group for each parameter: `scale` multiplies the schedule's rate.
+
+    Adam moves all weights by about its rate, whatever their size, and folded tensors differ in size a hundredfold (they
+    contain norms and LayerScale). The rate is therefore relative to each tensor's root mean square at the start.
+    """
+    groups = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         head, gate = name.startswith("head."), name.startswith("router.") or name.endswith(".alpha")
-        scale = settings.head_rate if head else settings.router_rate if gate else 1.0
+        size = parameter.detach().float().square().mean().sqrt().item()
         matrix = parameter.ndim > 1 and not name.endswith("bias")
-        decay = settings.decay if matrix and not name.startswith(("embed.prefix", "embed.position")) else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    return [{"params": group, "scale": scale, "weight_decay": decay} for (scale, decay), group in groups.items()]
+        scale = max(size, _SMALLEST if matrix and size else _FROM_NOTHING)
+        decay = settings.decay / scale if matrix and not name.startswith(("embed.prefix", "embed.position")) else 0.0
+        factor = settings.head_rate if head else settings.router_rate if gate else 1.0
+        groups.append({"params": [parameter], "scale": scale * factor, "weight_decay": decay})
+    return groups
 
 
 def _accuracy(model: ViT, pictures: Pictures, budget: float, precision: str) -> float:

@@ -53,15 +53,16 @@ class Fixed:
 class Sampled:
     """Budgets uniform over [low, high], and the full network with probability `full`.
 
-    What lies below the network's smallest budget is raised to it.
+    What lies below the network's smallest budget is raised to it; what lies above `high` needs little practice, being
+    close to the full network.
 
     Raises:
         ValueError: low and high are not 0 < low <= high <= 1, or full is no probability.
     """
 
     low: float = 0.25
-    high: float = 1.0
-    full: float = 0.25
+    high: float = 0.75
+    full: float = 0.1
 
     def __post_init__(self) -> None:
         _require_budgets((self.low, self.high))

@@ -19,7 +19,8 @@ class Distil:
     """How much each part of the loss weighs; a part of weight 0 is not computed.
 
     Attributes:
-        labels: cross-entropy to the labels.
+        labels: cross-entropy to the labels; None for 1 where no teacher gives logits and 0 where one does, who has
+            learnt from labels himself.
         logits: divergence from the teacher's class probabilities, softened by `temperature`.
         temperature: of both sets of logits.
         prefix: one minus the cosine to the teacher's class token (and registers).
@@ -29,7 +30,7 @@ class Distil:
         ValueError: a weight is negative or the temperature not positive.
     """
 
-    labels: float = 1.0
+    labels: float | None = None
     logits: float = 1.0
     temperature: float = 2.0
     prefix: float = 1.0
@@ -37,7 +38,8 @@ class Distil:
 
     def __post_init__(self) -> None:
         for name in ("labels", "logits", "prefix", "patches"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 0, "at least 0")
         _require("temperature", self.temperature, self.temperature > 0, "above 0")
 
 
@@ -48,12 +50,13 @@ class Fit:
     Attributes:
         epochs: how often all pictures are shown.
         batch: pictures of one step, all processes together.
-        rate: highest learning rate (AdamW); it rises linearly over the fraction `warmup` of all steps, then follows a
-            cosine down to a hundredth. Small by default, because folded weights contain the norms' scales and a
-            pretrained network is lost more easily than in its own form; from scratch take a thousand times as much.
+        rate: highest learning rate (AdamW), as a share of each tensor's root mean square at the start; it rises
+            linearly over the fraction `warmup` of all steps, then follows a cosine down to a hundredth. By default
+            that for a pretrained network with a teacher; labels alone bear thrice as much, a start from nothing a
+            hundred times.
         head_rate: multiplies the rate of the head.
         router_rate: multiplies the rate of the router and of its gates, which start from nothing.
-        decay: weight decay of matrices; biases, gates and positions have none.
+        decay: weight decay of matrices, a step's share being rate * decay; biases, gates and positions have none.
         clip: largest norm of the gradient.
         smoothing: of the labels.
         seed: of data order, budgets and random changes.
@@ -71,10 +74,10 @@ class Fit:
 
     epochs: int = 10
     batch: int = 32
-    rate: float = 2e-6
+    rate: float = 3e-4
     head_rate: float = 1.0
     router_rate: float = 10.0
-    decay: float = 0.05
+    decay: float = 0.0
     warmup: float = 0.3
     clip: float = 1.0
     smoothing: float = 0.0
