@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -71,7 +72,7 @@ class Recipe(Protocol):
 def names() -> tuple[str, ...]:
     """The recipes there are."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name != "base"))
+    return tuple(sorted(name for name in found if name not in ("base", "catalogue")))
 
 
 def find(name: str) -> Any:
@@ -100,7 +101,7 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     recipe = find(name)
     settings = recipe.Settings.quick() if quick else recipe.Settings()
     work = runs / name / ("quick" if quick else "full")
-    start, made_with = time.monotonic(), sources()
+    start, made_with = time.monotonic(), sources(name)
     proof = recipe.prove(settings, work)
     record = {
         "recipe": name,
@@ -121,10 +122,29 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     return target
 
 
-def sources() -> str:
-    """SHA-256 of the library's Python files, so that evidence tells what it was made with."""
-    root = Path(nestor.__file__).parent
+def sources(name: str, root: Path | None = None) -> str:
+    """SHA-256 of a recipe's file and of all of the library that it imports, so that evidence tells what made it.
+
+    Args:
+        name: of the recipe.
+        root: folder of the library; this one unless given.
+    """
+    root = root or Path(nestor.__file__).parent
+    waiting, used = [root / "recipes" / f"{name}.py"], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in used:
+            continue
+        used.add(path)
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module]
+        names = {name for node in nodes for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+        for each in names:
+            package, *parts = str(each).split(".")
+            if package == "nestor" and parts:
+                place = root.joinpath(*parts)
+                waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(used):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
