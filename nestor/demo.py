@@ -21,6 +21,7 @@ from nestor.measure.draw import routings
 from nestor.measure.profile import print_profile, profile
 from nestor.measure.report import Report, write_report
 from nestor.models.merged import Merged
+from nestor.models.pruned import Pruned
 from nestor.models.uniform import Uniform, randomly_routed
 from nestor.store import write_text
 from nestor.surgery.nest import nest, with_head
@@ -91,6 +92,7 @@ def run(demo: Demo) -> Path:
                 "nested, untuned": untuned,
                 "nested, random router": randomly_routed(elastic),
                 "token merging": Merged(dense),
+                "token pruning": Pruned(dense),
                 "one width for all": Uniform(elastic),
             },
             rounds=demo.rounds,

@@ -21,7 +21,8 @@ def test_demo_leaves_a_report_and_an_elastic_network(tmp_path: Path):
     )
     page = run(small).read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    for part in ("token merging", "one width for all", "nested, random router", "Defective cell", "Functional cell"):
+    rivals = ("token merging", "token pruning", "one width for all", "nested, random router")
+    for part in (*rivals, "Defective cell", "Functional cell"):
         assert part in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert load_model(tmp_path / "elastic").settings.labels == ("functional", "defective")

@@ -21,6 +21,7 @@ from nestor.measure.likeness import likeness
 from nestor.measure.score import auroc
 from nestor.models.merged import Merged
 from nestor.models.pretrained import read
+from nestor.models.pruned import Pruned
 from nestor.models.uniform import Uniform, randomly_routed
 from nestor.recipes.base import Claim, Proof
 from nestor.surgery.fold import fold
@@ -139,6 +140,7 @@ def _run(
         "nested, untuned": untuned,
         "nested, random router": randomly_routed(tuned),
         "merging": Merged(first),
+        "pruning": Pruned(first),
         "uniform width": Uniform(tuned),
     }
     return {name: _scores(network, test, settings.budgets) for name, network in networks.items()}
