@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from nestor.cli import app
 from nestor.data import load
+from nestor.measure.repeats import draw_repeats
 from nestor.models.pretrained import read
-from nestor.recipes.base import Claim, find, names, prove, sources
+from nestor.recipes.base import Claim, draw, find, names, prove, sources
 from nestor.recipes.catalogue import state, system, systems
 from nestor.routing.score import ExpectedLoss
 from nestor.surgery.fold import fold
@@ -45,6 +46,26 @@ def test_evidence_is_of_a_recipe_and_its_claims_are_the_numbers_beside_them():
         for claim in record["claims"]:
             told = {key: claim[key] for key in ("text", "left", "relation", "right", "exact")}
             assert Claim(**told).holds == claim["holds"]
+
+
+def test_curves_show_the_mean_of_the_runs_and_their_range(tmp_path: Path):
+    runs = [
+        {"dense": {"1.0": 0.9 + x}, "nested": {"1.0": 0.9, "0.5": 0.8 + x / 2}, "merging": {"0.5": 0.1}} for x in (0.0, 0.02)
+    ]
+    found = find("mone").curves({"auroc": runs})
+    assert found.lines["nested"] == {1.0: [0.9, 0.9], 0.5: [0.8, 0.81]}
+    assert found.levels == {"dense": [0.9, 0.92]}
+    (axes,) = draw_repeats(found).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["nested"].get_ydata()) == pytest.approx([0.805, 0.9])
+    assert list(lines["dense"].get_ydata()) == pytest.approx([0.91, 0.91])
+    assert axes.get_ylim()[0] == pytest.approx(0.77)
+    evidence = tmp_path / "mone.json"
+    evidence.write_text(json.dumps({"recipe": "mone", "details": {"auroc": []}}))
+    assert draw(evidence) is None
+    evidence.write_text(json.dumps({"recipe": "mone", "details": {"auroc": runs}}))
+    assert draw(evidence) == tmp_path / "mone.png"
+    assert (tmp_path / "mone.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):

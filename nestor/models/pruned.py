@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, final
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from nestor.models.opened import ask, tell
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, sort
-from nestor.ops.tokens import Merge, fuse, keep
+from nestor.ops.tokens import fuse, keep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +39,8 @@ class Pruned(nn.Module):
     is one such token for each of these stages. All stages keep the same fraction of the patches they get, and at least
     one. The network uses the dense one's own weights, needs no training, and can be trained.
 
-    A head sees each patch that was dropped as the fused token that it went into, so that a mean over the patches still
-    counts all of them. In `Output.tokens` it stands in its place with the state in which it was dropped.
+    A patch that was dropped is shown as the fused token that it went into, to the head and in `Output.tokens`, so that
+    a mean over the patches still counts all of them.
 
     Args:
         dense: a ViT with one expert and a class token, shared and not copied.
@@ -99,21 +98,18 @@ class Pruned(nn.Module):
         dense, prefix = self.dense, self.settings.prefix
         tokens = dense.embed(images)
         (first,), order = sort(tokens, None, plan[:1], self.settings.nest.widths, prefix)
-        band, whole, trail = first, keep(tokens), []
+        band, whole, stages = first, keep(tokens), 0
         for block, (before, after) in zip(dense.blocks, self._steps(plan), strict=True):
             if before == after:
                 (band,) = block((band,))
                 continue
             band, weight = _attend(block, band)
-            fused = fuse(weight, after, prefix + len(trail))
-            trail.append((band.rows, fused))
-            whole = whole.then(fused)
+            fused = fuse(weight, after, prefix + stages)
+            whole, stages = whole.then(fused), stages + 1
             rows, _ = fused.merge(band.rows, weight.unsqueeze(-1))
             (band,) = block.mlp((replace(band, rows=rows, tail=band.tail[:, : fused.length]),))
-        if not trail:
-            return dense.finish((band,), order)
-        counted = replace(first, rows=whole.unmerge(band.rows))
-        return replace(dense.finish((counted,), order), read=partial(self._read, band.rows, trail, first, order))
+        rows = whole.unmerge(band.rows) if stages else band.rows
+        return dense.finish((replace(first, rows=rows),), order)
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches there are, and how many of them each stage keeps: whole numbers, one more than stages.
@@ -171,12 +167,6 @@ class Pruned(nn.Module):
                 f"a plan must name the {patches} patches and how many of them each of {len(self.stages)} stages keeps, "
                 f"never more than the one before; got {tuple(plan)}. Take it from plan()."
             )
-
-    def _read(self, rows: Tensor, trail: Sequence[tuple[Tensor, Merge]], first: Band, order: Tensor) -> Tensor:
-        for place, (before, fused) in reversed(list(enumerate(trail, self.settings.prefix))):
-            dropped = (fused.target == place).unsqueeze(-1)
-            rows = torch.where(dropped, before, fused.unmerge(rows))
-        return self.dense.readout((replace(first, rows=rows),), order)
 
 
 def _plans(patches: int, stages: int) -> list[tuple[int, ...]]:

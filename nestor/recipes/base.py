@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import io
 import json
 import operator
 import pkgutil
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import nestor
 from nestor.measure.clock import machine
-from nestor.store import write_text
+from nestor.measure.repeats import draw_repeats
+from nestor.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,8 +53,8 @@ class Proof:
 class Recipe(Protocol):
     """A module in this folder; the folder is the registry.
 
-    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a
-    class method `quick()` of about five seconds.
+    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a class method `quick()` of about
+    five seconds. A recipe with curves has `curves(details) -> Repeats` too.
     """
 
     TITLE: str
@@ -119,7 +121,26 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     target = (work if quick else evidence) / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, json.dumps(record, indent=1) + "\n")
+    draw(target)
     return target
+
+
+def draw(evidence: Path) -> Path | None:
+    """Draw the curves of an evidence file beside it, as PNG; None for a recipe without curves.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    record = json.loads(evidence.read_text(encoding="utf-8"))
+    curves = getattr(find(record["recipe"]), "curves", None)
+    found = None if curves is None else curves(record["details"])
+    if found is None:
+        return None
+    picture = evidence.with_suffix(".png")
+    buffer = io.BytesIO()
+    draw_repeats(found).savefig(buffer, dpi=150)
+    write_bytes(picture, buffer.getvalue())
+    return picture
 
 
 def sources(name: str, root: Path | None = None) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from nestor.data import Augment, load_splits
 from nestor.measure.likeness import likeness
+from nestor.measure.repeats import Repeats
 from nestor.measure.score import auroc
 from nestor.models.merged import Merged
 from nestor.models.pretrained import read
@@ -83,6 +84,22 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     runs = [_run(dense, images, train, test, settings, seed, folder) for seed in settings.seeds]
     details["auroc"] = runs
     return Proof(claims=(*claims, *_accuracy(runs)), details=details)
+
+
+def curves(details: dict[str, Any]) -> Repeats | None:
+    """AUROC on held-out cells over budgets; None where no network was trained."""
+    runs = details["auroc"]
+    if not runs:
+        return None
+    found = {name: {float(b): [run[name][b] for run in runs] for b in runs[0][name]} for name in runs[0]}
+    return Repeats(
+        title=f"Defective solar cells, {len(runs)} seeds",
+        across="budget, share of the dense network's multiply-accumulates",
+        upward="AUROC, held-out cells",
+        lines={name: points for name, points in found.items() if not name.startswith("dense")},
+        levels={name: points[1.0] for name, points in found.items() if name.startswith("dense")},
+        least=min(min(values) for values in found["nested"].values()) - 0.03,
+    )
 
 
 def _calibration(train: Pictures, settings: Settings) -> torch.Tensor:
