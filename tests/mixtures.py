@@ -5,6 +5,11 @@ from functools import partial
 
 import torch
 
+from nestor.experts.cheap import Constant, Identity, Modulation, Zero
+from nestor.experts.feedforward import RELU, SWIGLU, FeedForward
+from nestor.experts.joined import Joined
+from nestor.experts.lowrank import Bottleneck, Kronecker, LoRA
+from nestor.experts.nested import Nested
 from nestor.routing.adjust import Bias, GroupLimit, Noise, Sigmoid, Softmax
 from nestor.routing.choose import (
     expert_choice,
@@ -20,7 +25,7 @@ from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
 from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
-from nestor.types import Router, Signal
+from nestor.types import Experts, Router, Signal
 
 D, E = 8, 4
 
@@ -85,3 +90,30 @@ def signal(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
     """All that any router may ask for."""
     even = (T - 3 * (T // E), *(T // E,) * 3)
     return Signal(counts=even, task=torch.arange(B) % 3, ids=torch.arange(T).expand(B, T) * 7, mask=mask)
+
+
+EXPERTS: dict[str, Callable[[], Experts]] = {
+    "gelu": lambda: FeedForward(D, 6, E),
+    "swiglu": lambda: FeedForward(D, 6, E, activation=SWIGLU, bias=False),
+    "narrowing": lambda: FeedForward(D, 6, E, activation=RELU, out=3),
+    "many": lambda: FeedForward(D, 12, 2 * E, activation=SWIGLU),
+    "many_odd": lambda: FeedForward(D, 5, 2 * E),
+    "nested": lambda: Nested((2, 4, 6, 8), (3, 6, 9, 12)),
+    "nested_swiglu": lambda: Nested((0, 4, 6, 8), (0, 6, 6, 6), activation=SWIGLU),
+    "lora": lambda: LoRA(D, 2, E, scale=0.5),
+    "bottleneck": lambda: Bottleneck(D, 3, E, scale=0.1),
+    "kronecker": lambda: Kronecker(D, 2, 3, E, out=6),
+    "identity": lambda: Identity(E),
+    "zero": lambda: Zero(E),
+    "constant": lambda: Constant(D, E),
+    "modulation": lambda: Modulation(D, E),
+    "joined": lambda: Joined([FeedForward(D, 6, 2), Identity(), Zero()]),
+    "unequal": lambda: Joined([FeedForward(D, 2, 1), LoRA(D, 1, 1), FeedForward(D, 9, 2, activation=SWIGLU)]),
+}
+
+
+def randomised(experts: Experts) -> Experts:
+    """With numbers in place of the zeros that some begin with."""
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return experts
