@@ -1,11 +1,10 @@
-"""Choices, adjustments, capacities and losses: values small enough to check by hand, naive loops, and bad input."""
+"""Choices, adjustments and capacities: values small enough to check by hand, naive loops, and bad input."""
 
 import math
 from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from nestor.routing import losses
 from nestor.routing.adjust import Bias, GroupLimit, Noise, Proposal, Softmax, balance
@@ -15,7 +14,7 @@ from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBia
 from nestor.routing.learned import Cosine, Dot, ProductKey, Slots
 from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
 from nestor.routing.router import ComposedRouter
-from nestor.types import Origin, Signal, Soft, Sparse
+from nestor.types import Signal, Soft, Sparse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -309,56 +308,6 @@ def test_k_changes_between_calls_without_touching_a_parameter():
     router.choice = partial(threshold, least=2.0)
     assert int(router(tokens, Signal()).counts.sum()) == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in router.state_dict().items())
-
-
-def test_losses_by_hand():
-    # Two tokens, two experts: all choose expert 0, with probability 3/4.
-    logits = table([math.log(3), 0.0], [math.log(3), 0.0])
-    routing = top_k(logits.softmax(-1), k=1)
-    routing = Sparse(routing.scores, routing.index, routing.weight, Origin(logits, logits, routing.index))
-    assert losses.switch(routing).item() == pytest.approx(2 * 0.75)
-    assert losses.switch_by_item(routing).item() == pytest.approx(2 * 0.75)
-    assert losses.group(routing, groups=2).item() == pytest.approx(2 * 0.75)
-    assert losses.group(routing, groups=1).item() == pytest.approx(1)
-    assert losses.importance(routing).item() == pytest.approx(0.25)
-    assert losses.importance(routing, costs=(1, 3)).item() == pytest.approx(0, abs=1e-6)
-    assert losses.gates(routing).item() == pytest.approx(1)
-    assert losses.z(routing).item() == pytest.approx(math.log(4) ** 2)
-    nats = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert losses.entropy(routing).item() == pytest.approx(nats)
-    assert losses.spread(routing).item() == pytest.approx(nats)
-    assert losses.cost(routing, (4, 8)).item() == pytest.approx(5)
-    # Expert 0 keeps its place with probability 1/2, expert 1 takes it with that of a step of log 3 in noise of 1.
-    step = 0.5 * (1 + math.erf(-math.log(3) / math.sqrt(2)))
-    expected = ((0.5 - step) / (0.5 + step)) ** 2
-    assert losses.load(routing, 1.0).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_switch_is_one_when_balanced_and_items_are_balanced_by_themselves():
-    even = Sparse(torch.full((2, 2, 2), 0.5), torch.tensor([[[0], [1]], [[1], [0]]]), torch.full((2, 2, 1), 0.5))
-    assert losses.switch(even).item() == pytest.approx(1)
-    # Together these items are balanced, each alone is not.
-    logits = torch.tensor([[[9.0, 0.0]] * 2, [[0.0, 9.0]] * 2])
-    split = top_k(logits.softmax(-1), k=1)
-    assert losses.switch(split).item() == pytest.approx(1)
-    assert losses.switch_by_item(split).item() == pytest.approx(2, rel=1e-3)
-
-
-def test_the_noise_model_predicts_the_load():
-    logits, deviation = torch.randn(1, 1, 5).expand(1, 4000, 5), 0.5
-    noise = Noise(deviation)
-    routing = ComposedRouter(Dot(5, 5), [noise, Softmax()], partial(top_k, k=1))
-    with torch.no_grad():
-        routing.score.get_parameter("weight").copy_(torch.eye(5))
-    decision = routing(logits, Signal())
-    assert isinstance(decision, Sparse)
-    assert decision.origin is not None
-    last = decision.origin.noisy.amax(-1, keepdim=True)
-    predicted = torch.special.ndtr((decision.origin.logits - last) / deviation).mean((0, 1))
-    again = F.one_hot((logits + deviation * torch.randn(1, 4000, 5)).argmax(-1), 5).float().mean((0, 1))
-    assert torch.equal(predicted.argsort(), again.argsort())
-    value = losses.load(decision, deviation).item()
-    assert value == pytest.approx((predicted.var(correction=0) / predicted.mean() ** 2).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
