@@ -90,7 +90,7 @@ def test_scores_in_half_precision_stay_near_single(name):
 @pytest.mark.parametrize("kind", INPUTS)
 def test_scores_are_numbers_whatever_the_tokens(name, kind):
     tokens = INPUTS[kind]
-    assert SCORES[name]()(tokens, signal(*tokens.shape[:2])).isfinite().all()
+    assert SCORES[name]()(tokens, signal(tokens.shape[0], tokens.shape[1])).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -98,7 +98,7 @@ def test_scores_are_numbers_whatever_the_tokens(name, kind):
 @pytest.mark.parametrize("training", [True, False])
 def test_routers_answer_whatever_the_tokens(name, kind, training):
     tokens = INPUTS[kind]
-    routing = ROUTERS[name]().train(training)(tokens, signal(*tokens.shape[:2]))
+    routing = ROUTERS[name]().train(training)(tokens, signal(tokens.shape[0], tokens.shape[1]))
     rows = routing.dispatch(tokens)
     back = routing.combine(rows)
     assert len(rows) == int(routing.counts.sum())
@@ -112,7 +112,7 @@ def test_routers_answer_whatever_the_tokens(name, kind, training):
 @pytest.mark.parametrize("kind", INPUTS)
 def test_losses_are_numbers_whatever_the_tokens(name, kind):
     tokens = INPUTS[kind].clone().requires_grad_()
-    routing = sparse(ROUTERS[name]()(tokens, signal(*tokens.shape[:2])))
+    routing = sparse(ROUTERS[name]()(tokens, signal(tokens.shape[0], tokens.shape[1])))
     total = torch.stack([loss(routing) for loss in LOSSES.values()])
     assert total.isfinite().all()
     if total.requires_grad:

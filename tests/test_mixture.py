@@ -223,7 +223,8 @@ def compare(layer: Mixture, foreign: nn.Module, names: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("experts", [4, 8])
 def test_parity_with_mixtral(experts):
-    from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     config = MixtralConfig(
         hidden_size=16, intermediate_size=12, num_local_experts=experts, num_experts_per_tok=2, hidden_act="silu"
@@ -242,7 +243,8 @@ def test_parity_with_mixtral(experts):
 
 
 def test_parity_with_deepseek_v3():
-    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Config, DeepseekV3MoE
+    from transformers import DeepseekV3Config
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
     config = DeepseekV3Config(
         hidden_size=16,

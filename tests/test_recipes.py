@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from plain_vit import plain_forward, relative
@@ -50,15 +51,16 @@ def test_evidence_is_of_a_recipe_and_its_claims_are_the_numbers_beside_them():
 
 def test_curves_show_the_mean_of_the_runs_and_their_range(tmp_path: Path):
     runs = [
-        {"dense": {"1.0": 0.9 + x}, "nested": {"1.0": 0.9, "0.5": 0.8 + x / 2}, "merging": {"0.5": 0.1}} for x in (0.0, 0.02)
+        {"dense": {"1.0": 0.9 + x}, "nested": {"1.0": 0.9, "0.5": 0.8 + x / 2}, "merging": {"0.5": 0.1}}
+        for x in (0.0, 0.02)
     ]
     found = find("mone").curves({"auroc": runs})
     assert found.lines["nested"] == {1.0: [0.9, 0.9], 0.5: [0.8, 0.81]}
     assert found.levels == {"dense": [0.9, 0.92]}
     (axes,) = draw_repeats(found).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert list(lines["nested"].get_ydata()) == pytest.approx([0.805, 0.9])
-    assert list(lines["dense"].get_ydata()) == pytest.approx([0.91, 0.91])
+    assert np.asarray(lines["nested"].get_ydata()) == pytest.approx([0.805, 0.9])
+    assert np.asarray(lines["dense"].get_ydata()) == pytest.approx([0.91, 0.91])
     assert axes.get_ylim()[0] == pytest.approx(0.77)
     evidence = tmp_path / "mone.json"
     evidence.write_text(json.dumps({"recipe": "mone", "details": {"auroc": []}}))

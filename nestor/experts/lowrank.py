@@ -112,7 +112,8 @@ class Kronecker(Experts):
         """(D, D'): what an expert multiplies rows by, formed."""
         u, v = self.u[expert].unflatten(0, (self.terms, -1)), self.v[expert].unflatten(1, (self.terms, -1))
         inner = torch.einsum("nqk,lnq->nkl", u, v)
-        return self.scale * sum(torch.kron(a, w) for a, w in zip(self.mix[expert], inner, strict=True))
+        terms = [torch.kron(a, w) for a, w in zip(self.mix[expert], inner, strict=True)]
+        return self.scale * torch.stack(terms).sum(0)
 
     @property
     def costs(self) -> tuple[int, ...]:

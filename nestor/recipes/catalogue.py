@@ -56,7 +56,10 @@ class State:
 def systems() -> tuple[System, ...]:
     """All of them, by field."""
     text = Path(__file__).with_name("published.csv").read_text(encoding="utf-8")
-    return tuple(System(**row | {"year": int(row["year"])}) for row in csv.DictReader(text.splitlines()))
+    return tuple(
+        System(name=row["name"], title=row["title"], arxiv=row["arxiv"], year=int(row["year"]), field=row["field"])
+        for row in csv.DictReader(text.splitlines())
+    )
 
 
 def system(name: str) -> System:

@@ -86,7 +86,10 @@ def drop_in_batch(
 ) -> Sparse:
     """The same as `drop`, with the tokens of all items in one queue: the capacity is that of the batch."""
     B, T, _ = routing.index.shape
-    joined = Sparse(*(part.flatten(0, 1).unsqueeze(0) for part in (routing.scores, routing.index, routing.weight)))
+    scores, index, weight = (
+        part.flatten(0, 1).unsqueeze(0) for part in (routing.scores, routing.index, routing.weight)
+    )
+    joined = Sparse(scores, index, weight)
     left = drop(joined, factor=factor, capacity=capacity, order=order)
     return replace(routing, index=left.index[0].unflatten(0, (B, T)), weight=left.weight[0].unflatten(0, (B, T)))
 
