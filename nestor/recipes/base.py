@@ -138,7 +138,7 @@ def draw(evidence: Path) -> Path | None:
         return None
     picture = evidence.with_suffix(".png")
     buffer = io.BytesIO()
-    draw_repeats(found).savefig(buffer, dpi=150)
+    draw_repeats(found).savefig(buffer, dpi=150, metadata={"Software": None})
     write_bytes(picture, buffer.getvalue())
     return picture
 
