@@ -109,8 +109,13 @@ def test_a_second_control_c_does_not_wait():
         interrupt()
         interrupt()
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        fit(training_worker.model(), watched(shapes(), 18, twice), SETTINGS, cpu=True)
+    # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(training_worker.model(), watched(shapes(), 18, twice), SETTINGS, cpu=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not str(caught.value)
 
 
