@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast, final
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from nestor.layers.embed import PatchEmbed
 from nestor.layers.nested import Nest, NestedBlock
 from nestor.layers.readout import Head, Readout
 from nestor.ops.bands import sort
+from nestor.ops.thin import spread, stages, thin
+from nestor.ops.tokens import match_macs
 from nestor.routing.capacity import solve, whole
 from nestor.routing.router import ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
@@ -61,7 +64,8 @@ class ViT(nn.Module):
 
     A router decides once, on the embedded patches, which expert (prefix of the same weights) each token takes; how many
     take which follows from `budget`, exactly and alike for every picture (MoNE, arXiv 2407.19985). Prefix tokens always
-    run at full width. With one expert it is an ordinary vision transformer.
+    run at full width. Where the nest says so, tokens also merge on the way (nestor.ops.thin), so that the budget is
+    spent on fewer tokens and on narrower ones. With one expert it is an ordinary vision transformer.
 
     Its weights are folded (nestor.surgery.fold): norms carry no parameters and the stream may be rotated; `tokens` are
     given in the original basis all the same.
@@ -133,9 +137,11 @@ class ViT(nn.Module):
         tokens = self.embed(images)
         routing = self.route(tokens, counts, self.cells(images.shape))
         bands, order = sort(tokens, routing, counts, self.settings.nest.widths, self.settings.prefix)
-        for block in self.blocks:
+        last, prefix = self.settings.nest.experts - 1, self.settings.prefix
+        for block, sizes in zip(self.blocks, self.sizes(counts), strict=True):
+            bands = tuple(thin(band, sizes[band.expert], prefix if band.expert == last else 0) for band in bands)
             bands = checkpoint(block, bands, use_reentrant=False) if self.checkpointing else block(bands)
-        return bands, order, () if routing is None else (routing,)
+        return tuple(spread(band) for band in bands), order, () if routing is None else (routing,)
 
     def finish(self, bands: Sequence[Band], order: Tensor, routings: tuple[Routing, ...] = ()) -> Output:
         """What the last block left, as bands with their positions (B, T), into logits and tokens."""
@@ -154,7 +160,7 @@ class ViT(nn.Module):
         """How many patches of each picture every expert serves at this budget: E whole numbers.
 
         The most even split that keeps the budget (nestor.routing.capacity); what it spends never exceeds the budget
-        and misses it by less than one token.
+        and misses it by less than one token, or two where tokens merge.
 
         Raises:
             ValueError: when the budget lies outside what the widths allow.
@@ -167,11 +173,27 @@ class ViT(nn.Module):
 
     def macs(self, counts: Sequence[int]) -> int:
         """Multiply-accumulates of one picture whose patches are spread over the experts like this."""
-        sizes = [*counts[:-1], counts[-1] + self.settings.prefix]
-        total = self.embed.macs(sum(counts)) + self.settings.depth * self.blocks[0].macs(sizes)
+        every = self.sizes(counts)
+        total = self.embed.macs(sum(counts)) + self.merging_macs(counts)
+        for block, sizes in zip(self.blocks, every, strict=True):
+            total += block.macs(sizes)
         if self.router is not None:
             total += self.router.macs(sum(counts))
-        return total + (0 if self.head is None else self.head.macs(self.readout, sizes))
+        return total + (0 if self.head is None else self.head.macs(self.readout, every[0]))
+
+    def sizes(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """How many tokens of each expert every block gets under a plan, the prefix included: (depth, E) numbers."""
+        found = stages(counts, self.settings.nest.merge, self.settings.depth)
+        return tuple((*sizes[:-1], sizes[-1] + self.settings.prefix) for sizes in found)
+
+    def merging_macs(self, counts: Sequence[int]) -> int:
+        """Multiply-accumulates of finding out which tokens of a picture are alike under a plan."""
+        nest = self.settings.nest
+        total = 0
+        for before, after in pairwise(stages(counts, nest.merge, self.settings.depth)):
+            for n, left, width in zip(before, after, nest.widths, strict=True):
+                total += match_macs(n, width) if left < n else 0
+        return total
 
     def full_macs(self, patches: int) -> int:
         """Multiply-accumulates of one picture with this many patches, all of them at full width."""

@@ -16,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.ops.tokens import Merge
     from nestor.types import Sparse
 
 
@@ -30,6 +31,10 @@ class Band:
     """(B, n, 1): the squared norm of the channels beyond d, single precision."""
     gate: Tensor | None
     """(B, n, 1): the router's probability of this expert; None where nothing was decided."""
+    size: Tensor | None = None
+    """(B, n, 1): how many tokens each stands for; None where nothing was merged (nestor.ops.thin)."""
+    merge: Merge | None = None
+    """What became of the tokens that the band had at first; None where nothing was merged."""
 
 
 def sort(tokens: Tensor, routing: Sparse | None, counts: Sequence[int], widths: Sequence[int], prefix: int):

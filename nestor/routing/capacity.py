@@ -108,4 +108,4 @@ def _shares(costs: Sequence[float], x: float) -> list[float]:
 
 
 def _mean(costs: Sequence[float], x: float) -> float:
-    return math.fsum(share * cost for share, cost in zip(_shares(costs, x), costs, strict=True))
+    return math.fsum([share * cost for share, cost in zip(_shares(costs, x), costs, strict=True)])
