@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from nestor.measure.draw import routings
 from nestor.measure.profile import print_profile, profile
 from nestor.measure.report import Report, write_report
 from nestor.models.merged import Merged
+from nestor.models.pruned import Pruned
 from nestor.models.uniform import Uniform, randomly_routed
 from nestor.store import write_text
 from nestor.surgery.nest import nest, with_head
 from nestor.training.fit import fit
 from nestor.training.probe import probe
-from nestor.training.schedule import Fixed, Sampled
+from nestor.training.schedule import Fixed
 from nestor.training.settings import Fit
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from nestor.data import Pictures
     from nestor.measure.record import Profile
     from nestor.models.vit import ViT
-    from nestor.training.schedule import Budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,9 @@ class Demo:
     train: int = 640
     test: int = 320
     calibration: int = 128
-    epochs: int = 1
+    dense_epochs: int = 5
+    dense_rate: float = 1e-3
+    epochs: int = 4
     rounds: int = 8
     budgets: tuple[float, ...] = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25)
     shown: tuple[float, ...] = (0.8, 0.5, 0.3)
@@ -72,12 +74,13 @@ def run(demo: Demo) -> Path:
         train, test = train.limit(demo.train).cached(), test.limit(demo.test).cached()
     with step("Teach the dense network to tell defective cells"):
         start = probe(with_head(original, train.classes), train, l2=0.1)
-        dense = _tune(start, train, Fixed(), demo, "dense")
+        labelled = Fit(epochs=demo.dense_epochs, rate=demo.dense_rate, budgets=Fixed())
+        dense = _tune(start, train, labelled, demo, "dense")
     with step("Make it elastic"):
         few = train.limit(demo.calibration)
         untuned = nest(dense, torch.stack([few[i][0] for i in range(len(few))]))
     with step("Tune it over sampled budgets"):
-        elastic = _tune(untuned, train, Sampled(), demo, "nested", teacher=dense)
+        elastic = _tune(untuned, train, Fit(epochs=demo.epochs), demo, "nested", teacher=dense)
         save(elastic, demo.out / "elastic")
     with step("Measure it beside its rivals"):
         measured = profile(
@@ -89,6 +92,7 @@ def run(demo: Demo) -> Path:
                 "nested, untuned": untuned,
                 "nested, random router": randomly_routed(elastic),
                 "token merging": Merged(dense),
+                "token pruning": Pruned(dense),
                 "one width for all": Uniform(elastic),
             },
             rounds=demo.rounds,
@@ -99,8 +103,8 @@ def run(demo: Demo) -> Path:
     return write_report(_report(elastic, untuned, test, measured, seconds, demo), demo.out / "report.html")
 
 
-def _tune(model: ViT, train: Pictures, budgets: Budgets, demo: Demo, name: str, teacher: ViT | None = None) -> ViT:
-    how = Fit(epochs=demo.epochs, precision="bf16", augment=Augment(flip=True), budgets=budgets)
+def _tune(model: ViT, train: Pictures, how: Fit, demo: Demo, name: str, teacher: ViT | None = None) -> ViT:
+    how = replace(how, precision="bf16", augment=Augment(flip=True))
     return fit(model, train, how, teacher=teacher, out=demo.out / name)
 
 
@@ -116,7 +120,8 @@ def _report(
             "task": "defective (defect probability 1/2 or more) or functional",
             "experts": f"{nested.experts}, of {' and '.join(map(str, nested.widths))} channels, routed once",
             "calibration": f"{demo.calibration} pictures, closed form; exact at full budget",
-            "tuning": f"{demo.epochs} epoch over sampled budgets, taught by the dense network and the labels",
+            "dense network": f"probed, then {demo.dense_epochs} epochs with the labels",
+            "tuning": f"{demo.epochs} epochs over sampled budgets, taught by the dense network",
         }
         | {name.lower(): took for name, took in seconds.items()},
         profile=measured,

@@ -85,6 +85,20 @@ def write_text(path: str | Path, text: str) -> None:
         pass
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file, such as a picture, as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; on a full disk with the bytes needed and free.
+    """
+
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    with _staged(Path(path), write, len(content)):
+        pass
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file as a whole or not at all.
 

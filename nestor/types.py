@@ -46,12 +46,25 @@ class Routing(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """How a decision came about, for balance losses and statistics."""
+
+    logits: Tensor
+    """(B, T, E): what the score said."""
+    noisy: Tensor
+    """(B, T, E): the same after noise, if there was any."""
+    wanted: Tensor
+    """(B, T, K): the choice before a capacity dropped some of it."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sparse(Routing):
     """Each token names up to K experts: `index` (B, T, K), -1 for nobody, and `weight` (B, T, K)."""
 
     scores: Tensor
     index: Tensor
     weight: Tensor
+    origin: Origin | None = None
 
     @cached_property
     def _served(self) -> tuple[Tensor, Tensor]:
@@ -142,6 +155,8 @@ class Signal:
     """(B,): diffusion time or position in a stream."""
     mask: Tensor | None = None
     """(B, T): true where a token counts."""
+    ids: Tensor | None = None
+    """(B, T): whole numbers that say what stands at a token, for instance its word."""
     routing: Routing | None = None
     """A decision made earlier."""
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from plain_vit import plain_forward, relative
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 from nestor.cli import app
 from nestor.data import load
+from nestor.measure.repeats import draw_repeats
 from nestor.models.pretrained import read
-from nestor.recipes.base import Claim, find, names, prove, sources
+from nestor.recipes.base import Claim, draw, find, names, prove, sources
+from nestor.recipes.catalogue import state, system, systems
 from nestor.routing.score import ExpectedLoss
 from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest
@@ -25,7 +28,7 @@ def test_exact_claims_hold_and_evidence_is_complete(name: str, tmp_path: Path):
     exact = [claim for claim in record["claims"] if claim["exact"]]
     assert exact
     assert all(claim["holds"] for claim in exact)
-    assert record["sources"] == sources()
+    assert record["sources"] == sources(name)
     assert {"settings", "seconds", "versions", "machine", "date"} <= record.keys()
     assert not (tmp_path / "evidence").exists()
 
@@ -36,15 +39,117 @@ def test_a_claim_is_its_relation():
     assert Claim(text="", left=2, relation=">=", right=1).holds
 
 
+def test_evidence_is_of_a_recipe_and_its_claims_are_the_numbers_beside_them():
+    for path in Path(__file__).parent.parent.joinpath("evidence").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["recipe"] == path.stem
+        assert path.stem in names()
+        for claim in record["claims"]:
+            told = {key: claim[key] for key in ("text", "left", "relation", "right", "exact")}
+            assert Claim(**told).holds == claim["holds"]
+
+
+def test_curves_show_the_mean_of_the_runs_and_their_range(tmp_path: Path):
+    runs = [
+        {"dense": {"1.0": 0.9 + x}, "nested": {"1.0": 0.9, "0.5": 0.8 + x / 2}, "merging": {"0.5": 0.1}}
+        for x in (0.0, 0.02)
+    ]
+    found = find("mone").curves({"auroc": runs})
+    assert found.lines["nested"] == {1.0: [0.9, 0.9], 0.5: [0.8, 0.81]}
+    assert found.levels == {"dense": [0.9, 0.92]}
+    (axes,) = draw_repeats(found).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert np.asarray(lines["nested"].get_ydata()) == pytest.approx([0.805, 0.9])
+    assert np.asarray(lines["dense"].get_ydata()) == pytest.approx([0.91, 0.91])
+    assert axes.get_ylim()[0] == pytest.approx(0.77)
+    evidence = tmp_path / "mone.json"
+    evidence.write_text(json.dumps({"recipe": "mone", "details": {"auroc": []}}))
+    assert draw(evidence) is None
+    evidence.write_text(json.dumps({"recipe": "mone", "details": {"auroc": runs}}))
+    assert draw(evidence) == tmp_path / "mone.png"
+    assert (tmp_path / "mone.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
+    root = tmp_path / "nestor"
+    files = {
+        "recipes/one.py": "from nestor.recipes.base import Claim\nfrom nestor.ops.bands import sort\n",
+        "recipes/base.py": "import json\n",
+        "ops/__init__.py": "",
+        "ops/bands.py": "from nestor import types\n",
+        "types.py": "",
+        "recipes/two.py": "from nestor.ops import bands\n",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    first, second = sources("one", root), sources("two", root)
+    (root / "types.py").write_text("T = int\n")
+    assert sources("one", root) != first
+    assert sources("two", root) != second
+    first, second = sources("one", root), sources("two", root)
+    (root / "recipes/base.py").write_text("import ast\n")
+    assert sources("one", root) != first
+    assert sources("two", root) == second
+
+
+def test_every_system_is_listed_once_and_every_recipe_belongs_to_one():
+    assert len(systems()) == 110
+    assert len({known.arxiv for known in systems()}) == 110
+    assert {known.recipe for known in systems() if known.recipe} == set(names())
+    assert {system(key) for key in ("mone", "MoNE", "2407.19985")} == {systems()[0]}
+    with pytest.raises(ValueError, match="'MoNEY' is no published system that is known here"):
+        system("MoNEY")
+
+
+def test_a_system_works_when_all_claims_of_its_evidence_hold(tmp_path: Path):
+    mone, unbuilt = system("mone"), next(known for known in systems() if known.recipe is None)
+    assert state(unbuilt, tmp_path).state == "not yet"
+    assert state(mone, tmp_path).state == "partly"
+    path, holding = tmp_path / "mone.json", {"holds": True}
+    path.write_text(json.dumps({"claims": [holding, {"holds": False}], "sources": "old"}))
+    assert (state(mone, tmp_path).state, state(mone, tmp_path).current) == ("partly", False)
+    path.write_text(json.dumps({"claims": [holding], "sources": sources("mone")}))
+    assert (state(mone, tmp_path).state, state(mone, tmp_path).current) == ("works", True)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"mone\.json is no evidence .* Run `nestor prove mone` again"):
+        state(mone, tmp_path)
+
+
 def test_unknown_recipes_are_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"recipe must be one of .*mone.*; got 'moon'"):
         find("moon")
 
 
-def test_the_command_line_lists_them():
-    result = CliRunner().invoke(app, ["recipes"])
-    assert result.exit_code == 0
-    assert all(name in result.output for name in names())
+def asked(*words: str) -> str:
+    result = CliRunner().invoke(app, ["recipes", *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_line_lists_and_explains_them(tmp_path: Path):
+    empty = ["--evidence", str(tmp_path)]
+    assert "0 works, " in asked(*empty)
+    assert all(known.arxiv in asked(*empty) for known in systems()[:3])
+    assert "Not built yet" in asked("WiseAD")
+    told = asked("mone", *empty)
+    assert "prefixes of the same weights" in told
+    assert "`nestor prove mone` makes it" in told
+    record = {
+        "claims": [{"text": "it works", "left": 1, "relation": "<=", "right": 2, "exact": False, "holds": True}],
+        "sources": "old",
+        "seconds": 60,
+        "date": "2026-01-02",
+        "machine": {"processor": "abacus"},
+    }
+    (tmp_path / "mone.json").write_text(json.dumps(record))
+    told = asked("mone", *empty)
+    assert "it works" in told
+    assert "1 minutes on 2026-01-02, on abacus, with earlier sources" in told
+    listed = json.loads(asked("--json", *empty))
+    assert len(listed) == 110
+    assert listed[0]["state"] == "works"
+    assert json.loads(asked("mone", "--json", *empty)) == listed[0]
 
 
 @torch.no_grad()

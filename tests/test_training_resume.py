@@ -17,10 +17,10 @@ from tiny_pictures import shapes, watched
 from tiny_vit import PUBLISHED, tiny
 from training_worker import SETTINGS, interrupt
 
-from nestor.models.saved import load_model
+from nestor.models.saved import load_model, save_model
 from nestor.models.vit import ViT
 from nestor.store import read_tensors, write_tensors
-from nestor.training import Fit, Sampled, fit
+from nestor.training import Fit, Sampled, checkpoint, fit
 from nestor.training.checkpoint import file_of
 
 WORKER = Path(training_worker.__file__)
@@ -109,8 +109,13 @@ def test_a_second_control_c_does_not_wait():
         interrupt()
         interrupt()
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        fit(training_worker.model(), watched(shapes(), 18, twice), SETTINGS, cpu=True)
+    # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(training_worker.model(), watched(shapes(), 18, twice), SETTINGS, cpu=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not str(caught.value)
 
 
@@ -127,6 +132,20 @@ def test_kill_9(tmp_path: Path, undisturbed: ViT):
     assert not (tmp_path / "out" / "config.json").exists()
     fit(training_worker.model(), shapes(), SETTINGS, out=tmp_path / "out", cpu=True)
     assert_finished(tmp_path / "out", undisturbed)
+
+
+def test_a_kill_between_the_result_and_the_end_of_its_checkpoint(tmp_path: Path, undisturbed: ViT, monkeypatch):
+    def killed(out: Path) -> None:
+        raise SystemError
+
+    save_model(training_worker.model(), tmp_path)
+    monkeypatch.setattr(checkpoint, "remove", killed)
+    with pytest.raises(SystemError):
+        fit(load_model(tmp_path), shapes(), SETTINGS, out=tmp_path, cpu=True)
+    monkeypatch.undo()
+    assert file_of(tmp_path).exists()
+    assert_equal(fit(load_model(tmp_path), shapes(), SETTINGS, out=tmp_path, cpu=True), undisturbed)
+    assert_finished(tmp_path, undisturbed)
 
 
 def test_two_processes_take_the_same_steps(tmp_path: Path, undisturbed: ViT):

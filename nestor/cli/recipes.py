@@ -3,42 +3,102 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nestor.cli.console import out as results
 
-
-def recipes() -> None:
-    """List the published systems that are built."""
+if TYPE_CHECKING:
     from rich.table import Table
 
-    from nestor.recipes.base import find, names
+    from nestor.recipes.catalogue import System
 
-    table = Table("name", "paper", "title")
-    for name in names():
-        recipe = find(name)
-        table.add_row(name, recipe.ARXIV, recipe.TITLE)
-    results().print(table)
+Evidence = Annotated[Path, typer.Option("--evidence", help="Folder of the evidence.")]
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A system, its recipe or its paper's number.", show_default=False)
+    ] = None,
+    evidence: Evidence = Path("evidence"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the published systems and how far each has come, or explain one of them."""
+    from nestor.recipes.catalogue import STATES, state, system, systems
+
+    known = systems() if name is None else (system(name),)
+    states = [state(each, evidence) for each in known]
+    if as_json:
+        found = [asdict(k) | {"recipe": k.recipe} | asdict(s) for k, s in zip(known, states, strict=True)]
+        results().print_json(json.dumps(found if name is None else found[0]))
+    elif name is not None:
+        _explain(known[0], evidence)
+    else:
+        table = _table("name", "paper", "field", "recipe", "state", "claims that hold")
+        for each, at in zip(known, states, strict=True):
+            table.add_row(each.name, each.arxiv, each.field, each.recipe or "", at.state, _held(at.evidence))
+        results().print(table)
+        counts = Counter(at.state for at in states)
+        results().print(", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f" of {len(known)}")
 
 
 def prove(
     name: Annotated[str, typer.Argument(help="A recipe, see `nestor recipes`.")],
     quick: Annotated[bool, typer.Option("--quick", help="Small settings; the evidence goes below --runs.")] = False,
-    evidence: Annotated[Path, typer.Option("--evidence", help="Folder of the evidence.")] = Path("evidence"),
+    evidence: Evidence = Path("evidence"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder of checkpoints.")] = Path("runs"),
 ) -> None:
     """Run a recipe's proof and write its evidence; interrupted, it goes on where it was."""
-    from rich.table import Table
-
     from nestor.recipes.base import prove as run
 
     target = run(name, quick=quick, evidence=evidence, runs=runs)
-    table = Table("claim", "found", "", "wanted", "holds")
-    for claim in json.loads(target.read_text())["claims"]:
+    results().print(_claims(json.loads(target.read_text())))
+    results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
+
+
+def _explain(known: System, evidence: Path) -> None:
+    from nestor.recipes.base import find
+    from nestor.recipes.catalogue import state
+
+    at, say = state(known, evidence), results()
+    say.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
+    if known.recipe is None:
+        say.print("Not built yet.")
+        return
+    recipe = find(known.recipe)
+    say.print(recipe.IDEA, markup=False)
+    say.print((recipe.__doc__ or "").strip(), markup=False)
+    if at.evidence is None:
+        say.print(f"No evidence in {evidence}. `nestor prove {known.recipe}` makes it.", markup=False)
+        return
+    say.print(_claims(at.evidence))
+    made = "the sources as they are" if at.current else "earlier sources"
+    say.print(
+        f"`nestor prove {known.recipe}` took {at.evidence['seconds'] / 60:.0f} minutes on {at.evidence['date']}, "
+        f"on {at.evidence['machine']['processor']}, with {made}.",
+        markup=False,
+    )
+
+
+def _claims(record: dict) -> Table:
+    table = _table("claim", "found", "", "wanted", "holds")
+    for claim in record["claims"]:
         verdict = "yes" if claim["holds"] else "NO"
         table.add_row(claim["text"], f"{claim['left']:.4g}", claim["relation"], f"{claim['right']:.4g}", verdict)
-    results().print(table)
-    results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
+    return table
+
+
+def _held(record: dict | None) -> str:
+    if record is None:
+        return ""
+    return f"{sum(claim['holds'] for claim in record['claims'])} of {len(record['claims'])}"
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    return Table(*columns)

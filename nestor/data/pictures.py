@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nestor.data.augment import Augment
+    from nestor.data.clips import Examples
     from nestor.data.decode import Items
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -97,6 +98,16 @@ class Pictures(Dataset["tuple[Tensor, int]"]):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (image - mean) / std, self.labels[index]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor of one item."""
+        return (3, self.size, self.size)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """All that the items of an epoch depend on, but for the pixels."""
+        return (self.names, self.labels, self.classes, self.size, self.mean, self.std, self.augment, self.seed)
+
     def pixels(self, index: int) -> Tensor:
         """Give one picture as it is shown, neither augmented nor normalised: uint8 (3,size,size).
 
@@ -172,7 +183,7 @@ class Pictures(Dataset["tuple[Tensor, int]"]):
             raise ValueError(f"{name} can no longer be read: {error}. Mend it, or load the set again.") from error
 
 
-def require_classes(pictures: Pictures, count: int = 2) -> None:
+def require_classes(pictures: Examples, count: int = 2) -> None:
     """Check that a set can be trained on: labels, and pictures of at least `count` classes.
 
     Raises:

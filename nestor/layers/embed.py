@@ -20,25 +20,35 @@ class PatchEmbed(nn.Module):
         prefix: class, distillation and register tokens.
         antialias: whether resizing positions downwards smooths them, as some families do.
         norm_eps: for a norm after the embedding (CLIP), else None. The norm's scale and shift are part of `turn`.
+        channels: of a picture, C.
     """
 
     def __init__(
-        self, *, width: int, patch: int, grid: tuple[int, int], prefix: int, antialias: bool, norm_eps: float | None
+        self,
+        *,
+        width: int,
+        patch: int,
+        grid: tuple[int, int],
+        prefix: int,
+        antialias: bool,
+        norm_eps: float | None,
+        channels: int = 3,
     ):
         super().__init__()
         self.patch, self.grid, self.antialias, self.norm_eps = patch, grid, antialias, norm_eps
-        self.weight = nn.Parameter(torch.empty(width, 3 * patch * patch))
+        self.channels = channels
+        self.weight = nn.Parameter(torch.empty(width, channels * patch * patch))
         self.bias = nn.Parameter(torch.zeros(width))
         self.prefix = nn.Parameter(torch.randn(prefix, width) * 0.02)
         self.position = nn.Parameter(torch.randn(*grid, width) * 0.02)
         self.turn = None if norm_eps is None else nn.Linear(width, width)
-        nn.init.trunc_normal_(self.weight, std=(3 * patch * patch) ** -0.5)
+        nn.init.trunc_normal_(self.weight, std=(channels * patch * patch) ** -0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, T, D), prefix first, then the patches row by row.
+        """(B, C, H, W) -> (B, T, D), prefix first, then the patches row by row.
 
         Raises:
-            ValueError: when the pictures are not (B, 3, H, W) with sides that the patch divides.
+            ValueError: when the pictures are not (B, C, H, W) with sides that the patch divides.
         """
         rows, columns = self.cells(images.shape)
         p = self.patch
@@ -52,11 +62,11 @@ class PatchEmbed(nn.Module):
         return self.turn(F.layer_norm(tokens, tokens.shape[-1:], eps=self.norm_eps or 0.0))
 
     def cells(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns of patches of pictures of this shape (B, 3, H, W)."""
-        if len(shape) != 4 or shape[1] != 3 or shape[2] % self.patch or shape[3] % self.patch or 0 in shape:
+        """Rows and columns of patches of pictures of this shape (B, C, H, W)."""
+        if len(shape) != 4 or shape[1] != self.channels or shape[2] % self.patch or shape[3] % self.patch or 0 in shape:
             raise ValueError(
-                f"images must be (B, 3, H, W) with H and W multiples of the patch, {self.patch}; got {tuple(shape)}. "
-                f"Resize the pictures, for instance to {16 * self.patch} pixels."
+                f"images must be (B, {self.channels}, H, W) with H and W multiples of the patch, {self.patch}; "
+                f"got {tuple(shape)}. Resize the pictures, for instance to {16 * self.patch} pixels."
             )
         return shape[2] // self.patch, shape[3] // self.patch
 

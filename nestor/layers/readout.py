@@ -42,6 +42,10 @@ class Readout(nn.Module):
         """The normalised rows of a band (B, n, d)."""
         return normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
 
+    def front(self, bands: Sequence[Band], count: int) -> Tensor:
+        """The first `count` prefix tokens, (B, count, D)."""
+        return self.turn(self.normal(bands[0])[:, :count], self.nest.experts - 1)
+
     def map(self, expert: int) -> Tensor:
         """(D, d): the map of one expert, a view of `weight` (D, sum of all d)."""
         start = sum(self.nest.widths[:expert])
@@ -104,14 +108,13 @@ class Head(nn.Module):
 
     def forward(self, readout: Readout, bands: Sequence[Band], order: Tensor) -> Tensor:
         """(B, classes), turning no more tokens into the original basis than the head reads."""
-        last = readout.nest.experts - 1
         if self.pool is not None:
             return self.linear(self.pool(readout(bands, order)))
         if self.kind == "mean":
             return self.linear(readout.mean(bands, self.prefix))
         if self.kind == "mean_then_norm":
             return self.linear(readout.mean_then_norm(bands, self.prefix))
-        front = readout.turn(readout.normal(bands[0])[:, : self.prefix], last)
+        front = readout.front(bands, self.prefix)
         if self.kind == "class_mean":
             return self.linear(torch.cat([front[:, 0], readout.mean(bands, self.prefix)], -1))
         if self.distill is not None:

@@ -12,20 +12,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from nestor.models.video import VideoSettings
     from nestor.models.vit import ViT, ViTSettings
     from nestor.types import Output
 
 
 class Elastic(Protocol):
-    """A network whose cost is a dial: `ViT` and its rivals in `nestor.models` all answer to this."""
+    """A network whose cost is a dial: `ViT`, `VideoViT` and the rivals in `nestor.models` all answer to this."""
 
     @property
-    def settings(self) -> ViTSettings:
+    def settings(self) -> ViTSettings | VideoSettings:
         """How the network is built."""
         ...
 
-    def __call__(self, images: Tensor, budget: float | None = None) -> Output:
-        """(B, 3, H, W) -> logits, tokens and routings within the budget."""
+    def __call__(self, images: Tensor, /, budget: float | None = None) -> Output:
+        """(B, 3, H, W) or (B, F, 3, H, W) -> logits, tokens and routings within the budget."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:

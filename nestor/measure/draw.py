@@ -87,7 +87,9 @@ def panel() -> tuple[Figure, Axes]:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Put the legend of these axes under the figure, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
-    columns = min(len(names), int(figure.get_figwidth() / 1.75))
+    # Inches that a handle and the longest name take.
+    wide = 0.7 + 0.09 * max(map(len, names))
+    columns = max(1, min(len(names), int(figure.get_figwidth() / wide)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestor.layers.nested import NestedBlock
-from nestor.ops.bands import Band, normalise, sort
+from nestor.models.opened import ask, tell
+from nestor.ops.bands import Band, sort
 from nestor.ops.tokens import Merge, keep, match, match_macs, mergeable
 
 if TYPE_CHECKING:
@@ -83,12 +84,13 @@ class Merged(nn.Module):
         for block, before, after in zip(dense.blocks, plan, plan[1:], strict=False):
             assert isinstance(block, NestedBlock)
             # Without merged tokens the mask is zero, and attention is faster without one.
-            rows, keys = _attend(block, band, None if before == plan[0] else size)
+            band, keys = _attend(block, band, None if before == plan[0] else size)
             if after < before:
                 step = match(keys.mean(1), before - after, prefix)
-                rows, size = step.merge(rows, size)
+                rows, size = step.merge(band.rows, size)
+                band = replace(band, rows=rows, tail=band.tail[:, : step.length])
                 merge = merge.then(step)
-            (band,) = block.mlp((replace(band, rows=rows, tail=band.tail[:, : rows.shape[1]]),))
+            (band,) = block.mlp((band,))
         return dense.finish((self._back(band, merge),), order)
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
@@ -154,12 +156,8 @@ class Merged(nn.Module):
         return replace(band, rows=merge.unmerge(band.rows), tail=merge.unmerge(band.tail))
 
 
-def _attend(block: NestedBlock, band: Band, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention with each key counted `size` (B, T, 1) times: new rows (B, T, D) and keys (B, heads, T, D / heads)."""
-    part, D = block.attention, band.rows.shape[-1]
-    u = normalise(band.rows, band.tail, D, part.eps)
-    mixed = F.linear(u, part.inward, part.inward_bias[0])
-    key, value, query = (x.unflatten(-1, (part.nest.heads[-1], -1)).transpose(1, 2) for x in mixed.split(D, -1))
+def _attend(block: NestedBlock, band: Band, size: Tensor | None) -> tuple[Band, Tensor]:
+    """Attention with each key counted `size` (B, T, 1) times: the new band and keys (B, heads, T, D / heads)."""
+    query, key, value = ask(block, band)
     mask = None if size is None else size.log().to(query.dtype).transpose(1, 2).unsqueeze(1)
-    answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    return band.rows + F.linear(answer, part.outward, part.outward_bias[0]), key
+    return tell(block, band, F.scaled_dot_product_attention(query, key, value, attn_mask=mask)), key

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from nestor import store
+from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
 from nestor.types import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-KIND = "vit"
+    from nestor.models.video import Network
+
+KIND, VIDEO = "vit", "video"
 _SHOWN = 5
+_Built = TypeVar("_Built", ViT, VideoViT)
 
 
-def save_model(model: ViT, folder: str | Path) -> None:
+def save_model(model: Network, folder: str | Path) -> None:
     """Write a network into a folder; its budget is a dial of the running network and is not kept.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    store.save(Stored(kind=KIND, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+    kind = VIDEO if isinstance(model, VideoViT) else KIND
+    store.save(Stored(kind=kind, settings=asdict(model.settings), tensors=model.state_dict()), folder)
 
 
 def load_model(folder: str | Path) -> ViT:
@@ -37,13 +42,27 @@ def load_model(folder: str | Path) -> ViT:
         FileNotFoundError: the folder or a file in it is missing.
         ValueError: a file is damaged or newer, or settings and tensors do not make a network.
     """
+    return _load(folder, KIND, ViTSettings, ViT)
+
+
+def load_video(folder: str | Path) -> VideoViT:
+    """Read a video network that `save_model` wrote, as in `load_model`.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged or newer, or settings and tensors do not make a video network.
+    """
+    return _load(folder, VIDEO, VideoSettings, VideoViT)
+
+
+def _load(folder: str | Path, kind: str, settings: type, build: Callable[[Any], _Built]) -> _Built:
     stored = store.load(folder)
     where = f"{folder}/{store.CONFIG}"
-    if stored.kind != KIND:
-        raise ValueError(f"{where} must be of kind {KIND!r} to be loaded as a network; got {stored.kind!r}.")
-    settings = _decoded(stored.settings, ViTSettings, "settings", where)
+    if stored.kind != kind:
+        raise ValueError(f"{where} must be of kind {kind!r} to be loaded as a network; got {stored.kind!r}.")
+    decoded = _decoded(stored.settings, settings, "settings", where)
     with torch.device("meta"):
-        model = ViT(settings)
+        model = build(decoded)
     _check(stored.tensors, model.state_dict(), f"{folder}/{store.WEIGHTS}")
     model.load_state_dict(dict(stored.tensors), assign=True)
     return model.eval()

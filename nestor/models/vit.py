@@ -32,7 +32,7 @@ class ViTSettings:
     `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
     the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random);
     `embed_norm` tells whether a norm follows the embedding; `nominal` is the side in pixels that the weights were made
-    for.
+    for; `channels` are those of a picture.
     """
 
     nest: Nest
@@ -52,6 +52,7 @@ class ViTSettings:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     source: str = "nestor"
     nominal: int = 224
+    channels: int = 3
 
 
 @final
@@ -84,6 +85,7 @@ class ViT(nn.Module):
             prefix=s.prefix,
             antialias=s.antialias,
             norm_eps=s.eps if s.embed_norm else None,
+            channels=s.channels,
         )
         self.router = ExpertPreferredRouter(Sum([_score(name, s.nest) for name in s.scores])) if E > 1 else None
         blocks = nn.ModuleList(NestedBlock(s.nest, s.eps, s.activation) for _ in range(s.depth))
@@ -119,22 +121,34 @@ class ViT(nn.Module):
         Raises:
             ValueError: when the pictures do not fit the patches, or the budget cannot be met.
         """
-        rows, columns = self.embed.cells(images.shape)
+        rows, columns = self.cells(images.shape)
         return self.run(images, self.plan(rows * columns, self._budget if budget is None else budget))
 
     def run(self, images: Tensor, counts: tuple[int, ...]) -> Output:
         """Run a plan, as from `plan`: counts[j] patches of each picture (B, 3, H, W) take expert j."""
+        return self.finish(*self.encode(images, counts))
+
+    def encode(self, images: Tensor, counts: tuple[int, ...]) -> tuple[Sequence[Band], Tensor, tuple[Routing, ...]]:
+        """What the last block leaves under a plan, for `finish`: bands, their positions (B, T) and the decisions."""
         tokens = self.embed(images)
-        routing = self.route(tokens, counts, self.embed.cells(images.shape))
+        routing = self.route(tokens, counts, self.cells(images.shape))
         bands, order = sort(tokens, routing, counts, self.settings.nest.widths, self.settings.prefix)
         for block in self.blocks:
             bands = checkpoint(block, bands, use_reentrant=False) if self.checkpointing else block(bands)
-        return self.finish(bands, order, () if routing is None else (routing,))
+        return bands, order, () if routing is None else (routing,)
 
     def finish(self, bands: Sequence[Band], order: Tensor, routings: tuple[Routing, ...] = ()) -> Output:
         """What the last block left, as bands with their positions (B, T), into logits and tokens."""
         logits = None if self.head is None else self.head(self.readout, bands, order)
         return Output(logits, routings, partial(self.readout, bands, order))
+
+    def cells(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of patches of pictures of this shape (B, 3, H, W).
+
+        Raises:
+            ValueError: when the pictures do not fit the patches.
+        """
+        return self.embed.cells(shape)
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches of each picture every expert serves at this budget: E whole numbers.

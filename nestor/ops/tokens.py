@@ -1,4 +1,4 @@
-"""Token merging: the most alike tokens become one, with the way back to the grid (ToMe, arXiv 2210.09461)."""
+"""Tokens that become one: the most alike (ToMe, arXiv 2210.09461) or the least attended (EViT, arXiv 2202.07800)."""
 
 from __future__ import annotations
 
@@ -79,6 +79,31 @@ def match(metric: Tensor, r: int, protected: int) -> Merge:
     target[:, even::2] = torch.where(stays, protected - 1 + stays.cumsum(1), after + partner)
     target[:, odd::2] = after + torch.arange(target[:, odd::2].shape[1], device=metric.device)
     return Merge(target, T - r)
+
+
+@torch.no_grad()
+def fuse(weight: Tensor, kept: int, protected: int) -> Merge:
+    """The tokens of greatest weight stay and all others become one: their mean, when merged with these weights.
+
+    The first `protected` tokens are left alone and stay in front; behind them come the fused token and, in their order,
+    those that stayed.
+
+    Args:
+        weight: (B, T).
+        kept: how many of the other tokens stay.
+        protected: tokens in front that take no part (class, registers, tokens fused before).
+
+    Raises:
+        ValueError: when no token is left to become the fused one.
+    """
+    B, T = weight.shape
+    if not 0 <= kept < T - protected:
+        raise ValueError(f"kept must lie in [0, {T - protected - 1}] for {T - protected} tokens; got {kept}.")
+    best = weight[:, protected:].argsort(dim=1, descending=True, stable=True)[:, :kept]
+    stays = torch.zeros(B, T - protected, dtype=torch.bool, device=weight.device).scatter(1, best, True)
+    target = torch.arange(T, device=weight.device).repeat(B, 1)
+    target[:, protected:] = torch.where(stays, protected + stays.cumsum(1), protected)
+    return Merge(target, protected + 1 + kept)
 
 
 def mergeable(tokens: int) -> int:

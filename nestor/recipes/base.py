@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import io
 import json
 import operator
 import pkgutil
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import nestor
 from nestor.measure.clock import machine
-from nestor.store import write_text
+from nestor.measure.repeats import draw_repeats
+from nestor.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,8 +53,8 @@ class Proof:
 class Recipe(Protocol):
     """A module in this folder; the folder is the registry.
 
-    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a
-    class method `quick()` of about five seconds.
+    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a class method `quick()` of about
+    five seconds. A recipe with curves has `curves(details) -> Repeats` too.
     """
 
     TITLE: str
@@ -71,7 +74,7 @@ class Recipe(Protocol):
 def names() -> tuple[str, ...]:
     """The recipes there are."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name != "base"))
+    return tuple(sorted(name for name in found if name not in ("base", "catalogue")))
 
 
 def find(name: str) -> Any:
@@ -100,7 +103,7 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     recipe = find(name)
     settings = recipe.Settings.quick() if quick else recipe.Settings()
     work = runs / name / ("quick" if quick else "full")
-    start, made_with = time.monotonic(), sources()
+    start, made_with = time.monotonic(), sources(name)
     proof = recipe.prove(settings, work)
     record = {
         "recipe": name,
@@ -118,13 +121,51 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     target = (work if quick else evidence) / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, json.dumps(record, indent=1) + "\n")
+    draw(target)
     return target
 
 
-def sources() -> str:
-    """SHA-256 of the library's Python files, so that evidence tells what it was made with."""
-    root = Path(nestor.__file__).parent
+def draw(evidence: Path) -> Path | None:
+    """Draw the curves of an evidence file beside it, as PNG; None for a recipe without curves.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    record = json.loads(evidence.read_text(encoding="utf-8"))
+    curves = getattr(find(record["recipe"]), "curves", None)
+    found = None if curves is None else curves(record["details"])
+    if found is None:
+        return None
+    picture = evidence.with_suffix(".png")
+    buffer = io.BytesIO()
+    draw_repeats(found).savefig(buffer, dpi=150, metadata={"Software": None})
+    write_bytes(picture, buffer.getvalue())
+    return picture
+
+
+def sources(name: str, root: Path | None = None) -> str:
+    """SHA-256 of a recipe's file and of all of the library that it imports, so that evidence tells what made it.
+
+    Args:
+        name: of the recipe.
+        root: folder of the library; this one unless given.
+    """
+    root = root or Path(nestor.__file__).parent
+    waiting, used = [root / "recipes" / f"{name}.py"], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in used:
+            continue
+        used.add(path)
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module]
+        names = {name for node in nodes for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+        for each in names:
+            package, *parts = str(each).split(".")
+            if package == "nestor" and parts:
+                place = root.joinpath(*parts)
+                waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(used):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -18,9 +18,11 @@ import torch
 
 from nestor.data import Augment, load_splits
 from nestor.measure.likeness import likeness
+from nestor.measure.repeats import Repeats
 from nestor.measure.score import auroc
 from nestor.models.merged import Merged
 from nestor.models.pretrained import read
+from nestor.models.pruned import Pruned
 from nestor.models.uniform import Uniform, randomly_routed
 from nestor.recipes.base import Claim, Proof
 from nestor.surgery.fold import fold
@@ -84,6 +86,22 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     return Proof(claims=(*claims, *_accuracy(runs)), details=details)
 
 
+def curves(details: dict[str, Any]) -> Repeats | None:
+    """AUROC on held-out cells over budgets; None where no network was trained."""
+    runs = details["auroc"]
+    if not runs:
+        return None
+    found = {name: {float(b): [run[name][b] for run in runs] for b in runs[0][name]} for name in runs[0]}
+    return Repeats(
+        title=f"Defective solar cells, {len(runs)} seeds",
+        across="budget, share of the dense network's multiply-accumulates",
+        upward="AUROC, held-out cells",
+        lines={name: points for name, points in found.items() if not name.startswith("dense")},
+        levels={name: points[1.0] for name, points in found.items() if name.startswith("dense")},
+        least=min(min(values) for values in found["nested"].values()) - 0.03,
+    )
+
+
 def _calibration(train: Pictures, settings: Settings) -> torch.Tensor:
     few = train.limit(settings.calibration)
     return torch.stack([few[i][0] for i in range(len(few))])
@@ -139,6 +157,7 @@ def _run(
         "nested, untuned": untuned,
         "nested, random router": randomly_routed(tuned),
         "merging": Merged(first),
+        "pruning": Pruned(first),
         "uniform width": Uniform(tuned),
     }
     return {name: _scores(network, test, settings.budgets) for name, network in networks.items()}

@@ -87,6 +87,19 @@ def whole(capacity: Capacity, tokens: int, cost: Callable[[Sequence[int]], float
     return tuple(counts)
 
 
+def per_expert(tokens: int, experts: int, factor: float, choices: int = 1) -> int:
+    """Tokens for each expert: `factor` times an even share of all choices, rounded up, at least one, at most all.
+
+    Raises:
+        ValueError: when the factor is not positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"the capacity factor must be positive; got {factor}. 1 is an even share.")
+    # Without the slack, 1.2 times 10 would be 13 rounded up.
+    even = math.ceil(tokens * choices * factor / experts - 1e-6)
+    return min(tokens, max(1, even))
+
+
 def _shares(costs: Sequence[float], x: float) -> list[float]:
     peak = max(-x * cost for cost in costs)
     weights = [math.exp(-x * cost - peak) for cost in costs]

@@ -2,15 +2,110 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, final
 
+import torch
+from torch import Tensor, nn
+
+from nestor.routing.adjust import Adjustment, Proposal
 from nestor.routing.choose import expert_preferred
-from nestor.types import Router, Signal, Sparse
+from nestor.types import Origin, Router, Routing, Signal, Sparse
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable, Sequence
 
     from nestor.routing.score import Score
+
+LIMIT = 1e15
+"""Logits stay within +-LIMIT, so that half precision's infinities are numbers and the square of a logit is finite."""
+
+
+class Choice(Protocol):
+    """A function of nestor.routing.choose with its settings bound, for instance `partial(top_k, k=2)`."""
+
+    def __call__(self, scores: Tensor, preference: Tensor | None = None, /) -> Routing:
+        """Scores and preferences (B, T, E) -> a decision."""
+        ...
+
+
+@final
+class ComposedRouter(Router):
+    """A score, adjustments, a choice and refinements, one after the other; any published token router is one of these.
+
+        Switch      Jittered(Dot(D, E)), [Softmax()], partial(top_k, k=1), [partial(drop_in_batch, factor=1.25)]
+        V-MoE       Dot(D, E), [Noise(1 / E), Softmax()], partial(top_k, k=2), [partial(drop, order=heaviest_first...)]
+        Mixtral     Dot(D, E), [Softmax()], partial(top_k, k=2), [renormalise]
+        DeepSeek    Dot(D, E), [Sigmoid(), Bias(E), GroupLimit(...)], partial(top_k, k=8), [partial(renormalise, ...)]
+        Soft MoE    Slots(D, E, slots=C), [], partial(soft, slots=C)
+
+    Masked tokens are never chosen. `choice` may be replaced between calls, which changes k, a threshold or a capacity
+    without touching a parameter.
+
+    Args:
+        score: what is thought of each token and expert.
+        adjustments: applied in order; the gate (Softmax, Sigmoid) is one of them.
+        choice: how scores become a decision.
+        refinements: what is done to a sparse decision, in order.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        adjustments: Sequence[Adjustment],
+        choice: Choice,
+        refinements: Sequence[Callable[[Sparse], Sparse]] = (),
+    ):
+        super().__init__()
+        self.score = score
+        self.adjustments = nn.ModuleList(adjustments)
+        self.choice = choice
+        self.refinements = tuple(refinements)
+
+    def forward(self, tokens: Tensor, signal: Signal) -> Routing:
+        """(B, T, D) -> a decision.
+
+        Raises:
+            ValueError: when a logit of a token that counts is NaN, when the mask is not (B, T), or when a soft
+                decision is to be refined.
+        """
+        mask = signal.mask
+        if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask must be boolean of shape {tuple(tokens.shape[:2])}; got {mask.dtype} of {tuple(mask.shape)}. "
+                "True is where a token counts."
+            )
+        if mask is not None:
+            # Padding may hold anything; zero times NaN would still reach the score's gradient.
+            tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+        logits = self.score(tokens, signal).float()
+        if not torch.compiler.is_compiling() and logits.isnan().any():
+            raise ValueError(
+                f"the router's logits must be numbers; got NaN for {int(logits.isnan().any(-1).sum())} of "
+                f"{tokens.shape[0] * tokens.shape[1]} tokens. Look for NaN in the tokens or in the score's weights."
+            )
+        logits = logits.clamp(-LIMIT, LIMIT)
+        proposal = Proposal(scores=logits, preference=logits, noisy=logits)
+        for adjustment in self.adjustments:
+            proposal = adjustment(proposal, signal)
+        preference = proposal.preference
+        if mask is not None:
+            preference = preference.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+        routing = self.choice(proposal.scores, preference)
+        if isinstance(routing, Sparse):
+            origin = Origin(logits=logits, noisy=proposal.noisy, wanted=routing.index)
+            routing = replace(routing, origin=origin)
+            for refinement in self.refinements:
+                routing = refinement(routing)
+        elif self.refinements:
+            raise ValueError(
+                f"only sparse decisions can be refined; got {type(routing).__name__}. Leave refinements out."
+            )
+        return routing
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates of one decision over this many tokens."""
+        return self.score.macs(tokens)
 
 
 @final

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nestor.data import require_classes
+from nestor.data import Clips, require_classes
 
 if TYPE_CHECKING:
-    from nestor.data import Pictures
-    from nestor.models.vit import ViT
+    from nestor.data import Examples
+    from nestor.models.video import Network
     from nestor.training.settings import Fit
 
 
-def label_weight(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None) -> float:
+def label_weight(model: Network, pictures: Examples, settings: Fit, teacher: Network | None) -> float:
     """How much labels count in the loss; nothing where there are none, or no head to learn them."""
     if model.head is None or not pictures.classes or min(pictures.labels) < 0:
         return 0.0
@@ -21,14 +21,16 @@ def label_weight(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | N
     return 0.0 if teacher is not None and teacher.head is not None and settings.loss.logits else 1.0
 
 
-def sandwiched(model: ViT, settings: Fit, teacher: ViT | None) -> bool:
+def sandwiched(model: Network, settings: Fit, teacher: Network | None) -> bool:
     """Whether the full network runs beside the drawn budget."""
     if settings.sandwich is None:
         return teacher is None and model.settings.nest.experts > 1
     return settings.sandwich
 
 
-def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, validate: Pictures | None) -> None:
+def check(
+    model: Network, pictures: Examples, settings: Fit, teacher: Network | None, validate: Examples | None
+) -> None:
     """Refuse what cannot be trained.
 
     Raises:
@@ -36,9 +38,11 @@ def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, va
     """
     if not len(pictures):
         raise ValueError("there are no pictures to train on. Load at least two classes of them.")
-    rows, columns = model.embed.cells((1, 3, pictures.size, pictures.size))
-    least = model.least_budget(rows * columns)
-    model.plan(rows * columns, settings.budgets.draw(settings.seed, 0, least))
+    if settings.augment is not None and isinstance(pictures, Clips):
+        raise ValueError("random changes are for pictures, since a mirrored clip moves another way. Set augment=None.")
+    patches = patches_of(model, pictures)
+    least = model.least_budget(patches)
+    model.plan(patches, settings.budgets.draw(settings.seed, 0, least))
     if teacher is None:
         if model.head is None:
             raise ValueError(
@@ -48,7 +52,8 @@ def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, va
             raise ValueError("without a teacher labels must count; got Distil(labels=0). Raise it, or name a teacher.")
         require_classes(pictures)
     else:
-        _check_teacher(model, teacher, settings, (rows, columns), pictures.size)
+        patches_of(teacher, pictures)
+        _check_teacher(model, teacher, settings, pictures.shape)
     if label_weight(model, pictures, settings, teacher):
         require_classes(pictures)
         _check_head(model, pictures)
@@ -62,9 +67,20 @@ def check(model: ViT, pictures: Pictures, settings: Fit, teacher: ViT | None, va
                 f"pictures for validation must be as large as those for training, {pictures.size} px; "
                 f"got {validate.size} px. Use validate.at({pictures.size})."
             )
+        patches_of(model, validate)
 
 
-def _check_head(model: ViT, pictures: Pictures) -> None:
+def patches_of(model: Network, pictures: Examples) -> int:
+    """How many patches the network cuts each of these pictures, or each index of these clips, into.
+
+    Raises:
+        ValueError: when they do not fit the network.
+    """
+    rows, columns = model.cells((1, *pictures.shape))[-2:]
+    return rows * columns
+
+
+def _check_head(model: Network, pictures: Examples) -> None:
     settings = model.settings
     if settings.classes != len(pictures.classes):
         raise ValueError(
@@ -78,7 +94,7 @@ def _check_head(model: ViT, pictures: Pictures) -> None:
         )
 
 
-def _check_teacher(model: ViT, teacher: ViT, settings: Fit, grid: tuple[int, int], size: int) -> None:
+def _check_teacher(model: Network, teacher: Network, settings: Fit, shape: tuple[int, ...]) -> None:
     ours, theirs, loss = model.settings, teacher.settings, settings.loss
     tokens, heads = loss.prefix > 0 or loss.patches > 0, model.head is not None and teacher.head is not None
     if heads and loss.logits and ours.classes != theirs.classes:
@@ -90,7 +106,7 @@ def _check_teacher(model: ViT, teacher: ViT, settings: Fit, grid: tuple[int, int
         pairs = {
             "width": (theirs.nest.widths[-1], ours.nest.widths[-1]),
             "prefix": (theirs.prefix, ours.prefix),
-            "patches on a picture": (teacher.embed.cells((1, 3, size, size)), grid),
+            "patches on a picture": (teacher.cells((1, *shape)), model.cells((1, *shape))),
         }
         for what, (their, our) in pairs.items():
             if their != our:

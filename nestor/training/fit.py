@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -14,22 +14,24 @@ from nestor.training.settings import Fit
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from nestor.data import Pictures
-    from nestor.models.vit import ViT
+    from nestor.data import Examples
+    from nestor.models.video import Network
+
+Net = TypeVar("Net", bound="Network")
 
 
 def fit(
-    model: ViT,
-    pictures: Pictures,
+    model: Net,
+    pictures: Examples,
     settings: Fit | None = None,
     *,
-    teacher: ViT | None = None,
+    teacher: Network | None = None,
     out: str | Path | None = None,
-    validate: Pictures | None = None,
+    validate: Examples | None = None,
     tensorboard: str | Path | None = None,
     workers: int = 0,
     cpu: bool = False,
-) -> ViT:
+) -> Net:
     """Train a copy of a network over the budgets that the settings draw, and return it.
 
     With `out`, the run is resumed where a checkpoint of the same run lies there, with the same final weights, bit for
@@ -37,7 +39,7 @@ def fit(
     Works alone and under `accelerate launch` or `torchrun`, where the processes share each batch.
 
     Args:
-        model: stays as it is.
+        model: stays as it is; a ViT, or a VideoViT with clips in place of pictures.
         pictures: labelled, unless a teacher teaches.
         settings: how to train; Fit() unless given.
         teacher: another network, whose full-budget tokens and logits are to be matched.
@@ -63,7 +65,7 @@ def fit(
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         run.train(None if tensorboard is None else Path(tensorboard), workers)
-    return run.student.to(model.embed.weight.device).eval()
+    return cast("Net", run.student.to(next(model.parameters()).device).eval())
 
 
 def _accelerator(cpu: bool) -> Accelerator:

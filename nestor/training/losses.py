@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from nestor.models.vit import ViT
+    from nestor.models.video import Network
     from nestor.training.settings import Distil
     from nestor.types import Output
 
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         sandwich: whether the full network runs beside the drawn budget.
     """
 
-    def __init__(self, model: ViT, loss: Distil, *, smoothing: float, labels: float, sandwich: bool):
+    def __init__(self, model: Network, loss: Distil, *, smoothing: float, labels: float, sandwich: bool):
         super().__init__()
         self.model, self.loss, self.smoothing = model, loss, smoothing
         self.labels, self.sandwich = labels, sandwich
@@ -69,7 +69,7 @@ class Objective(nn.Module):
         """The loss, and its weighted parts in the order of PARTS, without gradient.
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, 3, H, W), or clips (B, F, 3, H, W).
             labels: (B,).
             budget: of this step.
             logits: the teacher's (B, classes), or None.

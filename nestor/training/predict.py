@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from nestor.data import Pictures
+    from nestor.data import Examples
     from nestor.measure.cost import Elastic
     from nestor.types import Output
 
 
 def predict(
-    model: Elastic, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
+    model: Elastic, pictures: Examples, budget: float | None = None, *, batch: int = 64, precision: str = "no"
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) and labels (N,) of all pictures, in single precision on the CPU.
 
     Args:
         model: a network with a head, or a rival that wraps one; it runs where its weights lie.
-        pictures: N of them.
+        pictures: N of them, or clips.
         budget: the network's own unless given.
         batch: pictures at a time.
         precision: `no` (single) or `bf16`.
@@ -42,7 +42,7 @@ def predict(
 
 
 def features(
-    model: Elastic, pictures: Pictures, budget: float | None = None, *, batch: int = 64, precision: str = "no"
+    model: Elastic, pictures: Examples, budget: float | None = None, *, batch: int = 64, precision: str = "no"
 ) -> tuple[Tensor, Tensor]:
     """The class token beside the mean of the patch tokens, (N, 2D), and labels (N,); as in `predict`.
 
@@ -78,7 +78,7 @@ def _logits(output: Output) -> Tensor:
 @torch.no_grad()
 def _run(
     model: Elastic,
-    pictures: Pictures,
+    pictures: Examples,
     read: Callable[[Output], Tensor],
     *,
     budget: float | None,

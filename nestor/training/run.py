@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nestor import store
+from nestor.data import Pictures
 from nestor.models.saved import save_model
 from nestor.training import checkpoint
 from nestor.training.checkpoint import Progress
-from nestor.training.checks import label_weight, sandwiched
+from nestor.training.checks import label_weight, patches_of, sandwiched
 from nestor.training.interrupt import Deferred
 from nestor.training.losses import PARTS, Objective, Target, target
 from nestor.training.predict import autocast, predict
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from nestor.data import Pictures
-    from nestor.models.vit import ViT
+    from nestor.data import Examples
+    from nestor.models.video import Network
     from nestor.training.report import Epoch
     from nestor.training.settings import Fit
 
@@ -49,12 +50,12 @@ class Run:
 
     def __init__(
         self,
-        model: ViT,
-        pictures: Pictures,
+        model: Network,
+        pictures: Examples,
         settings: Fit,
-        teacher: ViT | None,
+        teacher: Network | None,
         out: Path | None,
-        validate: Pictures | None,
+        validate: Examples | None,
         accelerator: Accelerator,
     ):
         self.settings, self.out, self.validate, self.accelerator = settings, out, validate, accelerator
@@ -64,14 +65,13 @@ class Run:
                 f"{parts} processes must share each batch evenly; got a batch of {settings.batch} and "
                 f"{len(pictures)} pictures. Use a multiple of {parts} and at least {parts} pictures."
             )
-        self.pictures = (
-            pictures if settings.augment is None else pictures.augmented(settings.augment, seed=settings.seed)
-        )
+        self.pictures = pictures
+        if settings.augment is not None and isinstance(pictures, Pictures):
+            self.pictures = pictures.augmented(settings.augment, seed=settings.seed)
         self.batch = min(settings.batch, len(pictures) // parts * parts)
         self.each = len(pictures) // self.batch
         self.steps = self.each * settings.epochs
-        side = pictures.size // model.settings.patch
-        self.least = model.least_budget(side * side)
+        self.least = model.least_budget(patches_of(model, pictures))
         self.identity = checkpoint.identity(model, self.pictures, settings, teacher) if out else {}
         device = accelerator.device
         self.student = copy.deepcopy(model).to(device).train()
@@ -231,7 +231,7 @@ class Run:
         }
 
 
-def parameter_groups(model: ViT, settings: Fit) -> list[dict[str, object]]:
+def parameter_groups(model: Network, settings: Fit) -> list[dict[str, object]]:
     """A group for each parameter: `scale` multiplies the schedule's rate.
 
     Adam moves all weights by about its rate, whatever their size, and folded tensors differ in size a hundredfold (they
@@ -241,23 +241,24 @@ def parameter_groups(model: ViT, settings: Fit) -> list[dict[str, object]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        head, gate = name.startswith("head."), name.startswith("router.") or name.endswith(".alpha")
+        path = name.split(".")
+        head, gate = path[0] == "head", "router" in path or path[-1] == "alpha"
         size = parameter.detach().float().square().mean().sqrt().item()
         matrix = parameter.ndim > 1 and not name.endswith("bias")
         scale = max(size, _SMALLEST if matrix and size else _FROM_NOTHING)
-        decay = settings.decay / scale if matrix and not name.startswith(("embed.prefix", "embed.position")) else 0.0
+        decay = settings.decay / scale if matrix and path[-1] not in ("prefix", "position") else 0.0
         factor = settings.head_rate if head else settings.router_rate if gate else 1.0
         groups.append({"params": [parameter], "scale": scale * factor, "weight_decay": decay})
     return groups
 
 
-def _accuracy(model: ViT, pictures: Pictures, budget: float, precision: str) -> float:
+def _accuracy(model: Network, pictures: Examples, budget: float, precision: str) -> float:
     logits, labels = predict(model, pictures, budget, precision=precision)
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
-def _at(model: ViT, device: torch.device) -> bool:
-    return model.embed.weight.device == device
+def _at(model: Network, device: torch.device) -> bool:
+    return next(model.parameters()).device == device
 
 
 def _version(package: str) -> str | None:

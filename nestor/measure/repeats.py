@@ -1,0 +1,75 @@
+"""Curves of what several runs found: the mean of each point, and how far the runs lie apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below, panel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """What several runs found of several things.
+
+    Attributes:
+        title: what is shown.
+        across: what lies on the horizontal axis.
+        upward: what lies on the vertical axis.
+        lines: for each name, by place on the horizontal axis, one value a run.
+        levels: for each name, one value a run of what has no place: drawn as a level line.
+        least: the vertical axis starts here at the lowest, lest a rival that falls apart hide the rest.
+    """
+
+    title: str
+    across: str
+    upward: str
+    lines: Mapping[str, Mapping[float, Sequence[float]]]
+    levels: Mapping[str, Sequence[float]]
+    least: float | None = None
+
+
+def draw_repeats(found: Repeats) -> Figure:
+    """Draw means as lines and the range of the runs as bands around them.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure, axes = panel()
+    for number, (name, values) in enumerate(found.levels.items()):
+        style = ("--", ":", "-.")[number % 3]
+        axes.axhline(mean(values), color=GREY, linestyle=style, linewidth=1.2, label=name, zorder=1)
+        axes.axhspan(min(values), max(values), color=GREY, alpha=0.08, linewidth=0, zorder=0)
+    for number, (name, points) in enumerate(found.lines.items()):
+        colour, first = COLOURS[number % len(COLOURS)], number == 0
+        places = sorted(points)
+        means = [mean(points[place]) for place in places]
+        axes.plot(
+            places,
+            means,
+            color=colour,
+            marker=MARKERS[number % len(MARKERS)],
+            linewidth=2.4 if first else 1.5,
+            markersize=6 if first else 5,
+            label=name,
+            zorder=4 if first else 3,
+        )
+        low, high = ([pick(points[place]) for place in places] for pick in (min, max))
+        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2)
+    if found.least is not None and axes.get_ylim()[0] < found.least:
+        axes.set_ylim(bottom=found.least)
+        place = {"x": 0.99, "y": 0.02, "transform": axes.transAxes}
+        axes.text(s="points further down: see the table", ha="right", fontsize="small", color=GREY, **place)
+    axes.set_title(found.title, loc="left")
+    axes.set_xlabel(found.across)
+    axes.set_ylabel(found.upward)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend_below(figure, axes)
+    return figure

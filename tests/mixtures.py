@@ -1,0 +1,119 @@
+"""Every score, router and kind of expert, tiny: what the laws are tested on."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from nestor.experts.cheap import Constant, Identity, Modulation, Zero
+from nestor.experts.feedforward import RELU, SWIGLU, FeedForward
+from nestor.experts.joined import Joined
+from nestor.experts.lowrank import Bottleneck, Kronecker, LoRA
+from nestor.experts.nested import Nested
+from nestor.routing.adjust import Bias, GroupLimit, Noise, Sigmoid, Softmax
+from nestor.routing.choose import (
+    expert_choice,
+    grouped_top_k,
+    sampled,
+    soft,
+    threshold,
+    top_k,
+    top_p,
+)
+from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBias, TaskDot, contents
+from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
+from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
+from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
+from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.types import Experts, Router, Signal
+
+D, E = 8, 4
+
+SCORES: dict[str, Callable[[], Score]] = {
+    "linear": lambda: Linear(D, E),
+    "trailing_energy": lambda: TrailingEnergy(2, E),
+    "expected_loss": lambda: ExpectedLoss(2, D, E),
+    "uniform": lambda: Uniform(E),
+    "dot": lambda: Dot(D, E),
+    "cosine": lambda: Cosine(D, E, project=6),
+    "mlp": lambda: MLP(D, 5, E),
+    "product_key": lambda: ProductKey(D, E, query=6),
+    "slots": lambda: Slots(D, E // 2, slots=2),
+    "hash_position": lambda: Hash(E),
+    "hash_content": lambda: Hash(E, key=contents, seed=3),
+    "given": lambda: Given(E),
+    "task_bias": lambda: Sum([Dot(D, E), TaskBias(3, E)]),
+    "task_dot": lambda: TaskDot(D, 3, E),
+    "pooled": lambda: Pooled(Dot(D, E)),
+    "segment": lambda: Segment(Dot(D, E), length=3),
+    "jittered": lambda: Jittered(Dot(D, E), span=0.1),
+}
+# A token's score is its own affair: neither its place nor its neighbours matter.
+OF_TOKEN = SCORES.keys() - {"uniform", "hash_position", "hash_content", "segment"}
+RANDOM_SCORES = {"uniform", "jittered"}
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "switch": lambda: ComposedRouter(
+        Jittered(Dot(D, E), span=0.01), [Softmax()], partial(top_k, k=1), [partial(drop_in_batch, factor=1.25)]
+    ),
+    "vmoe": lambda: ComposedRouter(
+        Dot(D, E), [Noise(1 / E), Softmax()], partial(top_k, k=2), [partial(drop, factor=1.0, order=heaviest_first)]
+    ),
+    "mixtral": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(top_k, k=2), [renormalise]),
+    "deepseek": lambda: ComposedRouter(
+        Dot(D, E),
+        [Sigmoid(), Bias(E), GroupLimit(groups=2, keep=1)],
+        partial(top_k, k=2),
+        [partial(renormalise, scale=1.0)],
+    ),
+    "top_p": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(top_p, p=0.7), [renormalise]),
+    "threshold": lambda: ComposedRouter(Dot(D, E), [Sigmoid()], partial(threshold, least=0.5)),
+    "grouped": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(grouped_top_k, k=2, groups=2), [renormalise]),
+    "sampled": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(sampled, k=2), [renormalise]),
+    "expert_choice": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(expert_choice, factor=2.0)),
+    "expert_choice_one": lambda: ComposedRouter(Dot(D, E), [Softmax()], partial(expert_choice, factor=2.0, most=1)),
+    "expert_preferred": lambda: ExpertPreferredRouter(Dot(D, E)),
+    "soft": lambda: ComposedRouter(Slots(D, E, slots=2), [], partial(soft, slots=2)),
+    "cosine": lambda: ComposedRouter(Cosine(D, E, project=6), [Softmax()], partial(top_k, k=1), [hard]),
+    "hash": lambda: ComposedRouter(Hash(E), [], partial(top_k, k=1), [unweighted]),
+    "given": lambda: ComposedRouter(Given(E), [Softmax()], partial(top_k, k=1)),
+    "task_dot": lambda: ComposedRouter(TaskDot(D, 3, E), [Softmax()], partial(top_k, k=2)),
+    "pooled": lambda: ComposedRouter(Pooled(Dot(D, E)), [Softmax()], partial(top_k, k=1)),
+    "segment": lambda: ComposedRouter(Segment(Dot(D, E), length=3), [Softmax()], partial(top_k, k=1)),
+    "product_key": lambda: ComposedRouter(ProductKey(D, E, query=6), [Softmax()], partial(top_k, k=2), [renormalise]),
+}
+# Weights of every token that counts add up to one, whatever the tokens.
+NORMALISED = ("mixtral", "deepseek", "top_p", "grouped", "sampled", "soft", "hash", "given", "cosine", "product_key")
+
+
+def signal(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
+    """All that any router may ask for."""
+    even = (T - 3 * (T // E), *(T // E,) * 3)
+    return Signal(counts=even, task=torch.arange(B) % 3, ids=torch.arange(T).expand(B, T) * 7, mask=mask)
+
+
+EXPERTS: dict[str, Callable[[], Experts]] = {
+    "gelu": lambda: FeedForward(D, 6, E),
+    "swiglu": lambda: FeedForward(D, 6, E, activation=SWIGLU, bias=False),
+    "narrowing": lambda: FeedForward(D, 6, E, activation=RELU, out=3),
+    "many": lambda: FeedForward(D, 12, 2 * E, activation=SWIGLU),
+    "many_odd": lambda: FeedForward(D, 5, 2 * E),
+    "nested": lambda: Nested((2, 4, 6, 8), (3, 6, 9, 12)),
+    "nested_swiglu": lambda: Nested((0, 4, 6, 8), (0, 6, 6, 6), activation=SWIGLU),
+    "lora": lambda: LoRA(D, 2, E, scale=0.5),
+    "bottleneck": lambda: Bottleneck(D, 3, E, scale=0.1),
+    "kronecker": lambda: Kronecker(D, 2, 3, E, out=6),
+    "identity": lambda: Identity(E),
+    "zero": lambda: Zero(E),
+    "constant": lambda: Constant(D, E),
+    "modulation": lambda: Modulation(D, E),
+    "joined": lambda: Joined([FeedForward(D, 6, 2), Identity(), Zero()]),
+    "unequal": lambda: Joined([FeedForward(D, 2, 1), LoRA(D, 1, 1), FeedForward(D, 9, 2, activation=SWIGLU)]),
+}
+
+
+def randomised(experts: Experts) -> Experts:
+    """With numbers in place of the zeros that some begin with."""
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return experts

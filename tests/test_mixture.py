@@ -1,0 +1,313 @@
+"""The mixture: laws for every router with every kind of expert, and parity with independent implementations."""
+
+from functools import partial
+
+import pytest
+import torch
+from mixtures import EXPERTS, NORMALISED, ROUTERS, D, E, randomised, signal
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestor.experts.cheap import Identity
+from nestor.experts.feedforward import SWIGLU, FeedForward
+from nestor.layers.mixture import Mixture
+from nestor.routing.adjust import Bias, GroupLimit, Sigmoid, Softmax
+from nestor.routing.choose import soft, top_k
+from nestor.routing.learned import Dot, Slots
+from nestor.routing.refine import drop, renormalise
+from nestor.routing.router import ComposedRouter
+from nestor.types import Routing, Signal, Soft, Sparse
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Those with as many experts as the routers of these tests decide over.
+FITTING = sorted(name for name, build in EXPERTS.items() if len(build().costs) == E)
+PAIRS = [(router, experts) for router in ROUTERS for experts in FITTING]
+
+
+def naive(routing: Routing, layer: Mixture, tokens: Tensor) -> Tensor:
+    """Token by token and expert by expert."""
+
+    def answer(expert: int, row: Tensor) -> Tensor:
+        return layer.experts(row.unsqueeze(0), F.one_hot(torch.tensor(expert), E))[0]
+
+    items = []
+    for b, item in enumerate(tokens):
+        if isinstance(routing, Soft):
+            slots = [[answer(e, routing.give[b, e, c] @ item) for c in range(routing.give.shape[2])] for e in range(E)]
+            table = torch.stack([torch.stack(each) for each in slots])
+            items.append(torch.einsum("tec,ecd->td", routing.take[b], table))
+            continue
+        assert isinstance(routing, Sparse)
+        rows = []
+        for t, row in enumerate(item):
+            total = 0 * answer(0, row)
+            for expert, weight in zip(routing.index[b, t].tolist(), routing.weight[b, t], strict=True):
+                total = total if expert < 0 else total + weight * answer(expert, row)
+            rows.append(total)
+        items.append(torch.stack(rows))
+    return torch.stack(items)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("router", "experts"), PAIRS)
+def test_every_pair_equals_token_by_token(router, experts):
+    layer = Mixture(ROUTERS[router](), randomised(EXPERTS[experts]())).eval()
+    tokens = torch.randn(2, 5, D)
+    torch.manual_seed(1)
+    answer, (routing,) = layer(tokens, signal(2, 5))
+    torch.testing.assert_close(answer, naive(routing, layer, tokens))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("experts", ["gelu", "nested", "joined"])
+def test_gradients_equal_token_by_token(router, experts):
+    layer, tokens = Mixture(ROUTERS[router](), randomised(EXPERTS[experts]())).eval(), torch.randn(2, 5, D)
+    toward = torch.randn(2, 5, D)
+    torch.manual_seed(1)
+    answer, _ = layer(tokens, signal(2, 5))
+    (answer * toward).sum().backward()
+    ours = gradients(layer)
+    layer.zero_grad()
+    torch.manual_seed(1)
+    (naive(layer.router(tokens, signal(2, 5)), layer, tokens) * toward).sum().backward()
+    theirs = gradients(layer)
+    # An expert without a token has a gradient of zero where the loop over tokens has none.
+    assert ours.keys() >= theirs.keys()
+    assert ours.keys() >= {f"experts.{name}" for name, _ in layer.experts.named_parameters()}
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs.get(name, torch.zeros_like(gradient)))
+
+
+@pytest.mark.parametrize("router", sorted(set(NORMALISED) - {"soft"}))
+def test_identity_experts_give_back_the_input(router):
+    tokens = torch.randn(2, 7, D)
+    answer, _ = Mixture(ROUTERS[router](), Identity(E))(tokens, signal(2, 7))
+    torch.testing.assert_close(answer, tokens)
+
+
+@pytest.mark.parametrize("router", sorted(set(NORMALISED) - {"soft"}))
+def test_equal_experts_equal_the_dense_layer(router):
+    experts = FeedForward(D, 6, E)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+        parameter.data.copy_(parameter.data[:1].expand_as(parameter))
+    tokens = torch.randn(2, 7, D)
+    dense = experts(tokens.flatten(0, 1), torch.tensor([14, 0, 0, 0])).view(2, 7, D)
+    torch.testing.assert_close(Mixture(ROUTERS[router](), experts)(tokens, signal(2, 7))[0], dense)
+
+
+def test_shared_experts_answer_every_token():
+    shared = randomised(FeedForward(D, 6, 2))
+    layer = Mixture(ROUTERS["mixtral"](), randomised(FeedForward(D, 6, E)), shared)
+    tokens = torch.randn(2, 5, D)
+    each = [shared(tokens.flatten(0, 1), torch.tensor(counts)).view(2, 5, D) for counts in ((10, 0), (0, 10))]
+    routed, (routing,) = Mixture(layer.router, layer.experts)(tokens, signal(2, 5))
+    answer, _ = layer(tokens, signal(2, 5))
+    torch.testing.assert_close(answer, routed + each[0] + each[1])
+    expected = 2 * layer.router.macs(5) + int(routing.counts.sum()) * 96 + 2 * 5 * 2 * 96
+    assert layer.macs(routing, tokens.shape) == expected
+
+
+def test_macs_are_those_of_what_was_active():
+    layer = Mixture(
+        ComposedRouter(Dot(D, E), [Softmax()], partial(top_k, k=2), [partial(drop, capacity=1)]), EXPERTS["nested"]()
+    )
+    tokens = torch.randn(3, 5, D)
+    _, (routing,) = layer(tokens, Signal())
+    assert routing.counts.tolist() == [3] * 4
+    assert layer.macs(routing, tokens.shape) == 3 * 5 * D * E + 3 * 2 * (2 * 3 + 4 * 6 + 6 * 9 + 8 * 12)
+    soft_layer = Mixture(ROUTERS["soft"](), FeedForward(D, 6, E))
+    _, (routing,) = soft_layer(tokens, Signal())
+    slots = E * 2
+    assert soft_layer.macs(routing, tokens.shape) == 3 * (5 * D * slots + slots * 96 + 2 * slots * 5 * D)
+
+
+def test_dropped_tokens_get_zero():
+    router = ComposedRouter(Dot(D, E), [Softmax()], partial(top_k, k=1), [partial(drop, capacity=1)])
+    layer, tokens = Mixture(router, randomised(FeedForward(D, 6, E))), torch.randn(2, 9, D)
+    answer, (routing,) = layer(tokens, Signal())
+    assert isinstance(routing, Sparse)
+    dropped = routing.index[..., 0] == -1
+    assert dropped.sum() >= 10
+    assert not answer[dropped].any()
+    assert answer[~dropped].any(-1).all()
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS.keys() - {"expert_preferred"}))
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (2, 5)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_empty_single_and_masked_input(router: str, shape: tuple[int, int], kept: bool):
+    layer = Mixture(ROUTERS[router](), randomised(FeedForward(D, 6, E)), randomised(FeedForward(D, 6, 1)))
+    tokens, mask = torch.randn(*shape, D), torch.full(shape, kept)
+    if not kept:
+        tokens.fill_(torch.nan)
+    answer, _ = layer(tokens, signal(*shape, mask))
+    assert answer.shape == tokens.shape
+    assert answer.isfinite().all()
+    assert kept or not answer.any()
+    answer.sum().backward()
+    for parameter in (*layer.experts.parameters(), *layer.parameters()):
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    assert all(parameter.grad is not None for parameter in layer.experts.parameters())
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS.keys() - {"hash", "given"}))
+def test_every_parameter_learns(router):
+    layer = Mixture(ROUTERS[router](), FeedForward(D, 6, E), FeedForward(D, 6, 1))
+    # Several steps with other tokens, so that nobody is idle in all of them.
+    for _ in range(3):
+        layer(torch.randn(4, 9, D), signal(4, 9))[0].square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("router", ["mixtral", "deepseek", "expert_choice", "soft", "hash"])
+def test_half_precision_stays_near_single(router, dtype):
+    layer, tokens = Mixture(ROUTERS[router](), FeedForward(D, 6, E)).to(dtype), torch.randn(2, 7, D).to(dtype)
+    half, (routing,) = layer(tokens, signal(2, 7))
+    assert half.dtype == dtype
+    single, (again,) = layer.float()(tokens.float(), signal(2, 7))
+    torch.testing.assert_close(half.float(), single, rtol=0.05, atol=0.02)
+    assert torch.equal(routing.counts, again.counts)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_saved_and_loaded_a_mixture_answers_the_same(router):
+    first = Mixture(ROUTERS[router](), FeedForward(D, 6, E), FeedForward(D, 4, 1)).eval()
+    other = Mixture(ROUTERS[router](), FeedForward(D, 6, E), FeedForward(D, 4, 1)).eval()
+    other.load_state_dict(load(save(first.state_dict())))
+    tokens, answers = torch.randn(2, 7, D), []
+    for layer in (first, other):
+        torch.manual_seed(1)
+        answers.append(layer(tokens, signal(2, 7))[0])
+    assert torch.equal(*answers)
+
+
+def test_router_and_experts_must_agree():
+    with pytest.raises(ValueError, match="decides over 4 experts and there are 3"):
+        Mixture(ROUTERS["mixtral"](), FeedForward(D, 6, 3))(torch.randn(1, 2, D))
+
+
+def same_gradients(ours: dict[str, Tensor], theirs: nn.Module, names: dict[str, str]) -> None:
+    wanted = gradients(theirs)
+    assert wanted.keys() == names.keys()
+    for foreign, own in names.items():
+        torch.testing.assert_close(ours[own].reshape(wanted[foreign].shape), wanted[foreign], rtol=1e-5, atol=1e-5)
+
+
+def compare(layer: Mixture, foreign: nn.Module, names: dict[str, str]) -> None:
+    """Copy the foreign weights, then compare answers and all gradients, that of the tokens too."""
+    own = dict(layer.named_parameters())
+    assert set(names.values()) == own.keys()
+    with torch.no_grad():
+        for name, parameter in foreign.named_parameters():
+            nn.init.normal_(parameter, std=0.3)
+            own[names[name]].copy_(parameter.reshape(own[names[name]].shape))
+    tokens = torch.randn(3, 11, 16, requires_grad=True)
+    twin = tokens.detach().clone().requires_grad_()
+    toward = torch.randn(3, 11, 16)
+    ours, theirs = layer(tokens)[0], foreign(twin)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    (ours * toward).sum().backward()
+    (theirs * toward).sum().backward()
+    torch.testing.assert_close(tokens.grad, twin.grad, rtol=1e-5, atol=1e-5)
+    same_gradients(gradients(layer), foreign, names)
+
+
+@pytest.mark.parametrize("experts", [4, 8])
+def test_parity_with_mixtral(experts):
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=12, num_local_experts=experts, num_experts_per_tok=2, hidden_act="silu"
+    )
+    config._experts_implementation = "eager"
+    layer = Mixture(
+        ComposedRouter(Dot(16, experts), [Softmax()], partial(top_k, k=2), [renormalise]),
+        FeedForward(16, 12, experts, activation=SWIGLU, bias=False),
+    )
+    names = {
+        "gate.weight": "router.score.weight",
+        "experts.gate_up_proj": "experts.inward",
+        "experts.down_proj": "experts.outward",
+    }
+    compare(layer, MixtralSparseMoeBlock(config), names)
+
+
+def test_parity_with_deepseek_v3():
+    from transformers import DeepseekV3Config
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
+    config = DeepseekV3Config(
+        hidden_size=16,
+        moe_intermediate_size=12,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+    )
+    config._experts_implementation = "eager"
+    bias = Bias(8)
+    adjustments = [Sigmoid(), bias, GroupLimit(groups=4, keep=2)]
+    layer = Mixture(
+        ComposedRouter(Dot(16, 8), adjustments, partial(top_k, k=3), [partial(renormalise, scale=2.5)]),
+        FeedForward(16, 12, 8, activation=SWIGLU, bias=False),
+        FeedForward(16, 12, 1, activation=SWIGLU, bias=False),
+    )
+    foreign = DeepseekV3MoE(config)
+    bias.bias.copy_(torch.randn(8) * 0.3)
+    foreign.gate.e_score_correction_bias.copy_(bias.bias)
+    # The shared network keeps gate and value apart; seen as one matrix they are ours.
+    joined = SharedTogether(foreign)
+    names = {
+        "gate.weight": "router.score.weight",
+        "experts.gate_up_proj": "experts.inward",
+        "experts.down_proj": "experts.outward",
+        "inward": "shared.inward",
+        "outward": "shared.outward",
+    }
+    compare(layer, joined, names)
+
+
+class SharedTogether(nn.Module):
+    """DeepSeek's block with the matrices of its shared network as two parameters."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        shared = block.get_submodule("shared_experts")
+        self.inward = nn.Parameter(torch.zeros(24, 16))
+        self.outward = nn.Parameter(torch.zeros(16, 12))
+        self.gate, self.experts = block.get_submodule("gate"), block.get_submodule("experts")
+        self.block = [block]
+        self.shared = [shared]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gate, value = self.inward.chunk(2)
+        weights = {"gate_proj.weight": gate, "up_proj.weight": value, "down_proj.weight": self.outward}
+        given = {f"shared_experts.{name}": weight for name, weight in weights.items()}
+        return torch.func.functional_call(self.block[0], given, (tokens,))
+
+
+def test_parity_with_soft_moe_as_published():
+    layer = Mixture(ComposedRouter(Slots(D, 3, slots=2), [], partial(soft, slots=2)), randomised(FeedForward(D, 6, 3)))
+    x = torch.randn(2, 7, D)
+    slots = layer.router.get_parameter("score.phi")
+    phi = slots.T / slots.T.norm(dim=0, keepdim=True)
+    logits = (x / x.norm(dim=-1, keepdim=True)) @ phi
+    inputs = logits.softmax(1).mT @ x
+    answers = [
+        layer.experts(inputs[:, 2 * e : 2 * e + 2].flatten(0, 1), 4 * F.one_hot(torch.tensor(e), 3)) for e in range(3)
+    ]
+    outputs = torch.cat([answer.view(2, 2, D) for answer in answers], 1)
+    torch.testing.assert_close(layer(x)[0], logits.softmax(-1) @ outputs)
