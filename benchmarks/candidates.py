@@ -1,4 +1,4 @@
-"""Who takes part in a race, and who could not and why."""
+"""Who takes part in a race of vision transformers."""
 
 from __future__ import annotations
 
@@ -9,85 +9,63 @@ import torch
 
 from benchmarks import runtimes
 from benchmarks.networks import Logits
-from benchmarks.record import Absent, Candidate
-from nestor.data.scan import watch
+from benchmarks.record import Candidate
+from nestor.measure.cost import parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from benchmarks.networks import Networks
-    from benchmarks.settings import Cell, Settings
-    from nestor.measure.cost import Elastic
+    from benchmarks.runtimes import Call
+    from benchmarks.settings import Cell, Settings, Vision
 
-    Call = Callable[[], object]
-    Entry = tuple[Candidate, Callable[[], Call]]
+Entry = tuple[Candidate, "Callable[[], Call]"]
 
 
-def prepare(networks: Networks, cell: Cell, settings: Settings) -> tuple[dict[Candidate, Call], list[Absent]]:
-    """Build all that takes part in a cell from networks in single precision.
+def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Settings) -> Iterator[Entry]:
+    """Candidates with what prepares them, from networks in single precision.
 
-    Compiled networks and foreign runtimes that cannot be had are named with the reason, and so are budgets that a
-    network cannot reach.
+    Compiled networks and foreign runtimes answer only, and do not learn.
     """
-    # Compiled code of earlier cells counts against a limit, beyond which torch falls back to eager silently.
-    torch.compiler.reset()
-    images, cast = pictures(cell), networks.to(cell.precision)
-    field = [*_dense(networks, cast, images, settings), *_elastic(cast, images, settings)]
-    found: dict[Candidate, Call] = {}
-    absent = []
-    for candidate, make in watch(field, total=len(field), what=f"Preparing {cell.title}"):
-        try:
-            found[candidate] = make()
-        except runtimes.UnavailableError as error:
-            absent.append(Absent(cell=cell.title, name=candidate.name, budget=candidate.budget, reason=str(error)))
-    return found, absent
-
-
-def pictures(cell: Cell, seed: int = 0) -> Tensor:
-    """(batch, 3, side, side) of noise in the cell's precision."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(cell.batch, 3, cell.side, cell.side, generator=generator)
-    return drawn.to(getattr(torch, cell.precision))
-
-
-def _dense(single: Networks, cast: Networks, images: Tensor, settings: Settings) -> Iterator[Entry]:
-    dense = partial(Candidate, kind="dense", budget=1.0, macs=cast.dense.full_macs(settings.patches(images.shape[-1])))
+    trains = cell.work == "step"
+    cast = networks.to("float32" if trains else cell.precision)
+    images = pictures(vision, cell)
+    how = partial(runtimes.step, precision=cell.precision) if trains else runtimes.predict
+    compiled = () if trains else settings.compiled
+    macs, weights = cast.dense.full_macs(vision.patches), parameters(cast.dense)
+    dense = partial(Candidate, kind="dense", budget=1.0, macs=macs, weights=weights)
     for name, network in (("ours", cast.dense), ("timm", cast.timm), ("transformers", cast.transformers)):
-        yield dense(name=name), partial(_eager, Logits(network), images)
-        if "compiled" in settings.ways:
+        yield dense(name=name), partial(how, Logits(network), images)
+        if name in compiled:
             yield dense(name=f"{name} compiled"), partial(runtimes.compiled, Logits(network), images)
-    yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, single.plain, images)
-    yield dense(name="openvino"), partial(runtimes.openvino, Logits(single.timm), images)
-
-
-def _elastic(cast: Networks, images: Tensor, settings: Settings) -> Iterator[Entry]:
-    patches = settings.patches(images.shape[-1])
-    compiled = settings.compiled_budgets if "compiled" in settings.ways else ()
-    # At full budget nothing is merged, and the dense network has been timed.
-    merging = [budget for budget in settings.budgets if budget < 1]
-    entries: tuple[tuple[str, str, Elastic, Sequence[float], Callable[[nn.Module, Tensor], Call]], ...] = (
-        ("nested", "nested", cast.nested, settings.budgets, _eager),
-        ("nested published", "nested", cast.published, settings.budgets, _eager),
-        ("nested compiled", "nested", cast.nested, compiled, runtimes.compiled),
-        ("merged", "merged", cast.merged, merging, _eager),
-    )
-    for name, kind, network, budgets, make in entries:
-        for budget in budgets:
-            try:
-                macs = network.macs(network.plan(patches, budget))
-            except ValueError as error:
-                yield Candidate(name=name, kind=kind, budget=budget, macs=0), partial(_refuse, str(error))
+    if not trains:
+        yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, networks.plain, images)
+        yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
+    for name in settings.elastic:
+        network = getattr(cast, name)
+        for budget in settings.budgets:
+            if name == "merged" and budget == 1:
+                # Nothing is merged then, and the dense network has been timed.
                 continue
-            yield (
-                Candidate(name=name, kind=kind, budget=budget, macs=macs),
-                partial(make, Logits(network, budget), images),
-            )
+            kind = "merged" if name == "merged" else "nested"
+            made = partial(Candidate, kind=kind, budget=budget, weights=weights)
+            try:
+                cost = network.macs(network.plan(vision.patches, budget))
+            except ValueError as error:
+                yield made(name=name, macs=0), partial(_refuse, str(error))
+                continue
+            yield made(name=name, macs=cost), partial(how, Logits(network, budget), images)
+            if name in compiled and budget in settings.compiled_budgets:
+                compile_it = partial(runtimes.compiled, Logits(network, budget), images)
+                yield made(name=f"{name} compiled", macs=cost), compile_it
 
 
-def _eager(network: nn.Module, images: Tensor) -> Call:
-    return partial(network, images)
+def pictures(vision: Vision, cell: Cell, seed: int = 0) -> Tensor:
+    """(batch, 3, side, side) of noise; in the cell's precision, unless autocast will see to that."""
+    drawn = torch.randn(cell.batch, 3, vision.side, vision.side, generator=torch.Generator().manual_seed(seed))
+    return drawn if cell.work == "step" else drawn.to(getattr(torch, cell.precision))
 
 
 def _refuse(reason: str) -> Call:

@@ -16,7 +16,7 @@ from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest, published, shape
 
 if TYPE_CHECKING:
-    from benchmarks.settings import Size
+    from benchmarks.settings import Vision
     from nestor.models.plain import Plain
     from nestor.models.vit import ViT
 
@@ -32,7 +32,7 @@ class Networks:
         plain: the dense network as a value, single precision.
         dense: the same in our own class.
         timm: the same in timm's, from which the weights come.
-        transformers: one of the same sizes, with weights of its own.
+        transformers: one of the same sizes in transformers (SDPA), with weights of its own.
         nested: `dense` in the default shape.
         published: `dense` in the published shape.
         merged: token merging on `dense`.
@@ -70,8 +70,8 @@ class Logits(nn.Module):
         return output if isinstance(output, Tensor) else output.logits
 
 
-def build(size: Size, *, side: int, patch: int, classes: int, seed: int = 0) -> Networks:
-    """All networks of one size, in single precision and evaluation mode.
+def build(vision: Vision, seed: int = 0) -> Networks:
+    """All networks of these sizes, in single precision and evaluation mode.
 
     Raises:
         ImportError: timm or transformers is missing.
@@ -79,39 +79,29 @@ def build(size: Size, *, side: int, patch: int, classes: int, seed: int = 0) -> 
     declare_torchvision()
     try:
         from timm.models.vision_transformer import VisionTransformer
-        from transformers import ViTConfig, ViTForImageClassification
     except ImportError as error:
-        raise ImportError("The benchmarks need timm and transformers. Install them: make develop") from error
+        raise ImportError("The benchmarks need timm. Install it: make develop") from error
+    v = vision
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         theirs = VisionTransformer(
-            img_size=side,
-            patch_size=patch,
-            embed_dim=size.width,
-            depth=size.depth,
-            num_heads=size.heads,
-            num_classes=classes,
+            img_size=v.side,
+            patch_size=v.patch,
+            embed_dim=v.width,
+            depth=v.depth,
+            num_heads=v.heads,
+            num_classes=v.classes,
+            init_values=1.0 if v.scaled else None,
         ).eval()
         # A head of zeros, as timm makes it, would agree with any other.
         nn.init.trunc_normal_(cast("nn.Linear", theirs.head).weight, std=0.02)
-        config = cast("Any", ViTConfig)(
-            image_size=side,
-            patch_size=patch,
-            hidden_size=size.width,
-            intermediate_size=size.hidden,
-            num_hidden_layers=size.depth,
-            num_attention_heads=size.heads,
-            num_labels=classes,
-            layer_norm_eps=1e-6,
-            attn_implementation="sdpa",
-        )
-        others = cast("nn.Module", ViTForImageClassification(config)).eval()
+        others = _transformers(v)
         # Small ones, since what the narrow experts say does not matter here.
-        few = min(side, 4 * patch)
+        few = min(v.side, 4 * v.patch)
         pictures = torch.randn(4, 3, few, few)
     plain = from_model(theirs, theirs.state_dict(), {}, source="timm:benchmark")
     dense = fold(plain)
-    sizes = (size.width, size.hidden, size.heads)
+    sizes = (v.width, 4 * v.width, v.heads)
     return Networks(
         plain=plain,
         dense=dense,
@@ -121,6 +111,33 @@ def build(size: Size, *, side: int, patch: int, classes: int, seed: int = 0) -> 
         published=nest(dense, pictures, nest=published(*sizes), compensated=False),
         merged=Merged(dense),
     )
+
+
+def _transformers(v: Vision) -> nn.Module:
+    try:
+        from transformers import (
+            Dinov2Config,
+            Dinov2ForImageClassification,
+            ViTConfig,
+            ViTForImageClassification,
+        )
+    except ImportError as error:
+        raise ImportError("The benchmarks need transformers. Install it: make develop") from error
+    sizes = {
+        "image_size": v.side,
+        "patch_size": v.patch,
+        "hidden_size": v.width,
+        "num_hidden_layers": v.depth,
+        "num_attention_heads": v.heads,
+        "num_labels": v.classes,
+        "layer_norm_eps": 1e-6,
+        "attn_implementation": "sdpa",
+    }
+    if v.scaled:
+        network = Dinov2ForImageClassification(cast("Any", Dinov2Config)(mlp_ratio=4, **sizes))
+    else:
+        network = ViTForImageClassification(cast("Any", ViTConfig)(intermediate_size=4 * v.width, **sizes))
+    return cast("nn.Module", network).eval()
 
 
 def declare_torchvision() -> None:

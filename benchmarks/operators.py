@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.networks import Networks
-    from benchmarks.settings import Cell, Settings
+    from benchmarks.settings import Cell, Settings, Vision
 
 REST = "others"
 
 
-def operators(networks: Networks, cell: Cell, settings: Settings) -> tuple[Operator, ...]:
+def operators(vision: Vision, networks: Networks, cell: Cell, settings: Settings) -> tuple[Operator, ...]:
     """Profile the dense networks and the nested one at every budget, each in eager mode and after a warm-up.
 
     Args:
+        vision: their sizes.
         networks: in single precision.
         cell: what to run.
         settings: budgets, and how many operators to name; the others are summed up.
     """
-    cast, images = networks.to(cell.precision), pictures(cell)
+    cast, images = networks.to(cell.precision), pictures(vision, cell)
     runs = {"ours": Logits(cast.dense), "timm": Logits(cast.timm), "transformers": Logits(cast.transformers)}
-    patches = settings.patches(cell.side)
-    reachable = [b for b in settings.budgets if b >= cast.nested.least_budget(patches)]
+    reachable = [b for b in settings.budgets if b >= cast.nested.least_budget(vision.patches)]
     runs |= {f"nested {budget:g}": Logits(cast.nested, budget) for budget in reachable}
     with torch.inference_mode():
         taken = {name: _times(lambda run=run: run(images), settings.rounds) for name, run in runs.items()}

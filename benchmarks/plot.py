@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from benchmarks.settings import WORKS
 from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below
 from nestor.measure.table import SHORT
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from benchmarks.record import Report, Row
-    from benchmarks.settings import Cell
 
 COLUMNS = 4
+DIALS = ("nested", "merged")
 
 
 def draw(report: Report) -> Figure:
-    """One panel a cell: on the diagonal nothing is lost, below it more is saved than was counted.
+    """One panel a cell: on the diagonal nothing is lost, below it more is saved than was counted; bars for layers.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -35,16 +36,24 @@ def draw(report: Report) -> Figure:
     # Narrower, the legend would not fit beside itself.
     figure = Figure(figsize=(max(7.0, 3.4 * columns), 3.4 * rows + 0.8), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    names = list(dict.fromkeys(row.name for row in report.rows if row.kind != "dense"))
-    for number, (panel, cell) in enumerate(zip(axes, cells, strict=False)):
-        _panel(panel, cell, [row for row in report.rows if row.cell == cell], names, named=number == 0)
+    names = list(dict.fromkeys(row.name for row in report.rows if row.kind in DIALS))
+    curves = [cell for cell in cells if any(row.kind in DIALS for row in report.rows if row.cell == cell)]
+    for panel, cell in zip(axes, cells, strict=False):
+        mine = [row for row in report.rows if row.cell == cell]
+        if cell in curves:
+            _panel(panel, mine, names, named=cell == curves[0])
+        else:
+            _bars(panel, mine)
+        words = f"{cell.subject}, batch {cell.batch}, {SHORT[cell.precision]}{WORKS[cell.work]}"
+        panel.set_title(words, loc="left", fontsize="small")
     for panel in axes[len(cells) :]:
         panel.set_axis_off()
-    legend_below(figure, axes[0])
+    if curves:
+        legend_below(figure, axes[cells.index(curves[0])])
     return figure
 
 
-def _panel(axes: Axes, cell: Cell, rows: Sequence[Row], names: Sequence[str], *, named: bool) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], *, named: bool) -> None:
     axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="nothing lost" if named else None)
     dense = [100 / row.speed_up for row in rows if row.kind == "dense"]
     axes.plot([100] * len(dense), dense, "_", color=GREY, markersize=9, label="dense networks" if named else None)
@@ -59,8 +68,6 @@ def _panel(axes: Axes, cell: Cell, rows: Sequence[Row], names: Sequence[str], *,
             markersize=5,
             label=name if named else None,
         )
-    work = "" if cell.work == "predict" else f", {cell.work}"
-    axes.set_title(f"ViT-{cell.size}, batch {cell.batch}, {SHORT[cell.precision]}{work}", loc="left", fontsize="medium")
     axes.set_xlabel("multiply-accumulates, % of dense")
     axes.set_ylabel("time, % of the best dense")
     axes.set_xlim(0, 110)
@@ -68,4 +75,15 @@ def _panel(axes: Axes, cell: Cell, rows: Sequence[Row], names: Sequence[str], *,
     ours = [100 / row.speed_up for row in rows if row.kind != "dense"]
     axes.set_ylim(0, 1.1 * max(110, *ours))
     axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _bars(axes: Axes, rows: Sequence[Row]) -> None:
+    """Time of layers without a dial."""
+    shown = rows[::-1]
+    colours = [GREY if row.kind == "dense" else COLOURS[row.kind == "rival"] for row in shown]
+    axes.barh([row.name for row in shown], [100 / row.speed_up for row in shown], color=colours)
+    axes.axvline(100, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xlabel("time, % of dense at equal active work")
+    axes.tick_params(axis="y", labelsize="small")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Dense networks outside of torch's eager mode: compiled, in ONNX Runtime, in OpenVINO."""
+"""Ways to run a network: torch as it is, forward or backward too, compiled, ONNX Runtime, OpenVINO."""
 
 from __future__ import annotations
 
@@ -27,7 +27,40 @@ class UnavailableError(Exception):
     """Something cannot run here; the message is the reason in a few words."""
 
 
-def compiled(network: nn.Module, images: Tensor) -> Call:
+def predict(network: nn.Module, inputs: Tensor) -> Call:
+    """Inputs to answers.
+
+    Raises:
+        UnavailableError: the network cannot do it.
+    """
+    network.eval()
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return network(inputs)
+
+    return _tried(call)
+
+
+def step(network: nn.Module, inputs: Tensor, precision: str) -> Call:
+    """Forward and backward, as in training; weights are in single precision and autocast does the rest.
+
+    Raises:
+        UnavailableError: the network cannot do it.
+    """
+    network.train()
+    kind = getattr(torch, precision)
+
+    def call() -> None:
+        with torch.autocast(inputs.device.type, kind, enabled=kind != torch.float32):
+            loss = network(inputs).float().square().mean()
+        loss.backward()
+        network.zero_grad(set_to_none=True)
+
+    return _tried(call)
+
+
+def compiled(network: nn.Module, inputs: Tensor) -> Call:
     """torch.compile with frozen weights, which lets inductor pack them and fuse bias and GELU into the matmuls.
 
     Raises:
@@ -37,14 +70,15 @@ def compiled(network: nn.Module, images: Tensor) -> Call:
         raise UnavailableError("no compiler")
 
     def first() -> Call:
-        run = torch.compile(network, dynamic=False, options={"freezing": True})
-        run(images)
-        return lambda: run(images)
+        run = torch.compile(network.eval(), dynamic=False, options={"freezing": True})
 
-    try:
-        return _quietly(first)
-    except RuntimeError as error:
-        raise UnavailableError(f"compiling fails: {str(error).strip().splitlines()[0]}") from error
+        def call() -> Tensor:
+            with torch.inference_mode():
+                return run(inputs)
+
+        return _tried(call)
+
+    return _quietly(first)
 
 
 def compiler() -> str | None:
@@ -93,6 +127,15 @@ def openvino(network: nn.Module, images: Tensor) -> Call:
     request = package.compile_model(model, "CPU", settings).create_infer_request()
     array = given.numpy()
     return lambda: request.infer([array])[0]
+
+
+def _tried(call: Call) -> Call:
+    """The call, if it works."""
+    try:
+        call()
+    except RuntimeError as error:
+        raise UnavailableError(f"fails: {str(error).strip().splitlines()[0]}") from error
+    return call
 
 
 def _quietly(call: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "Milliseconds of a batch with quartiles; speed-up over the best dense network (*); efficiency: speed-up / "
-    "reduction of MACs; floor: time over what the best matmul or memory rate measured in this run would allow."
+    "reduction of MACs; x floor: time over what the best matmul or memory rate measured in this run would allow."
 )
 
 
@@ -28,13 +28,15 @@ def show(report: Report, console: Console) -> None:
         rows = [row for row in report.rows if row.cell == cell]
         console.print(f"\n{cell.title}", style="bold", highlight=False)
         console.print(_times(rows))
-        console.print(_against(rows))
+        if len(rows[0].against) > 1:
+            console.print(_against(rows))
         if profiled := [one for one in report.operators if one.cell == cell.title]:
             console.print(_operators(profiled))
+    console.print("\nThe machine's rates", style="bold", highlight=False)
+    console.print(_rates(report))
     console.print(NOTE, style="dim", highlight=False)
     for reason, names in _left_out(report).items():
         console.print(f"Left out: {', '.join(names)}: {reason}", style="dim", highlight=False, markup=False)
-    console.print(_rates(report), style="dim", highlight=False)
     facts = {**report.machine, **{name: value or "none" for name, value in report.versions.items()}}
     told = ", ".join(f"{name} {value}" for name, value in facts.items())
     console.print(f"{told}; {report.seconds:.0f} s.", style="dim", highlight=False)
@@ -91,10 +93,19 @@ def _left_out(report: Report) -> dict[str, list[str]]:
     return names
 
 
-def _rates(report: Report) -> str:
-    kinds = dict.fromkeys(m.precision for m in report.rates.matmuls)
-    parts = [f"{report.rates.best(kind):.0f} GFLOP/s in {SHORT[kind]}" for kind in kinds]
-    return f"Best rates: {', '.join(parts)}; memory {report.rates.memory:.1f} GB/s."
+def _rates(report: Report) -> Table:
+    """Matmuls by shape, the best of each precision, memory."""
+    rates = report.rates
+    found = {((m.rows, m.inputs, m.outputs), m.precision): m.gflops for m in rates.matmuls}
+    kinds = list(dict.fromkeys(m.precision for m in rates.matmuls))
+    table = _table("rows x inputs x outputs", *(f"{SHORT[kind]}, GFLOP/s" for kind in kinds))
+    for shape in dict.fromkeys(shape for shape, _ in found):
+        cells = [f"{found[shape, kind]:.0f}" if (shape, kind) in found else "–" for kind in kinds]
+        table.add_row(" x ".join(map(str, shape)), *cells)
+    table.add_section()
+    table.add_row("best", *(f"{rates.best(kind):.0f}" for kind in kinds))
+    table.add_row(f"memory: {rates.memory:.1f} GB/s")
+    return table
 
 
 def _ms(value: float) -> str:
