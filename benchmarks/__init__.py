@@ -1,0 +1,1 @@
+"""How fast elastic networks are, against the best dense ones that a user could run instead: `python -m benchmarks`."""
