@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from nestor.types import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -125,6 +126,32 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is cut off or no safetensors file ({error}). Copy or save it again.") from error
+
+
+@contextmanager
+def together(paths: Sequence[Path]) -> Iterator[Path]:
+    """A folder to write several files in, which then take their places one after the other; on failure none does.
+
+    Args:
+        paths: where the files belong, all in one folder, which is made where there is none. The block writes each
+            under its own name into the folder that it is given.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder = paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{paths[0].name}.", suffix=".part", dir=folder))
+    try:
+        yield stage
+        for path in paths:
+            with (stage / path.name).open("rb+") as file:
+                os.fsync(file.fileno())
+        for path in paths:
+            os.replace(stage / path.name, path)
+        _settle(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

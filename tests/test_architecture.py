@@ -21,7 +21,7 @@ RANKS = (
     ("layers",),
     ("models",),
     ("measure",),
-    ("surgery", "training"),
+    ("surgery", "training", "programs"),
     ("recipes",),
     ("api",),
     ("",),
