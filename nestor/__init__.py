@@ -14,11 +14,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestor import data
-    from nestor.api import Fit, Nest, Output, ViT, export, fit, load, nest, profile, save, show
+    from nestor.api import Fit, Latency, Nest, Output, ViT, clock, export, fit, load, nest, profile, save, show
 
 __version__ = "0.1.0"
 
-__all__ = ["Fit", "Nest", "Output", "ViT", "data", "export", "fit", "load", "nest", "profile", "save", "show"]
+__all__ = [
+    "Fit",
+    "Latency",
+    "Nest",
+    "Output",
+    "ViT",
+    "clock",
+    "data",
+    "export",
+    "fit",
+    "load",
+    "nest",
+    "profile",
+    "save",
+    "show",
+]
 
 
 # Importing torch takes seconds, which nobody shall wait for who only asks for help or a version.

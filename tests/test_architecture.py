@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Imports go only to lower ranks, or stay within one room; "" is the package's own front, nestor/__init__.py.
 RANKS = (
     ("types",),
-    ("store", "rules"),
+    ("store", "rules", "machine"),
     ("data", "ops"),
     ("routing", "experts"),
     ("layers",),

@@ -1,4 +1,4 @@
-"""The few functions that most users need: load, nest, fit, save, profile, show, export."""
+"""The few functions that most users need: load, nest, fit, save, profile, clock, show, export."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nestor.api import heads, prepare
+from nestor.api.timed import clock
 from nestor.layers.nested import Nest
 from nestor.models.saved import save_model
 from nestor.models.vit import ViT
@@ -17,7 +18,7 @@ from nestor.surgery.nest import nest as widen
 from nestor.training.checks import check
 from nestor.training.fit import fit as train
 from nestor.training.settings import Fit
-from nestor.types import Output
+from nestor.types import Latency, Output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,21 @@ if TYPE_CHECKING:
     from nestor.measure.cost import Elastic
     from nestor.measure.profile import Profile
 
-__all__ = ["Fit", "Nest", "Output", "ViT", "export", "fit", "load", "nest", "profile", "save", "show"]
+__all__ = [
+    "Fit",
+    "Latency",
+    "Nest",
+    "Output",
+    "ViT",
+    "clock",
+    "export",
+    "fit",
+    "load",
+    "nest",
+    "profile",
+    "save",
+    "show",
+]
 
 
 def load(name: str | Path) -> ViT:

@@ -1,4 +1,4 @@
-"""The command line: `nestor nest`, `fit`, `profile`, `show`, `export`, `recipes`, `prove`."""
+"""The command line: `nestor nest`, `fit`, `profile`, `clock`, `show`, `export`, `recipes`, `prove`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nestor import __version__
+from nestor.cli.clock import clock
 from nestor.cli.console import Commands
 from nestor.cli.export import export
 from nestor.cli.fit import fit
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, show, export, recipes, prove):
+for command in (nest, fit, profile, clock, show, export, recipes, prove):
     app.command()(command)
 
 

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from nestor import store
+from nestor.models.latency import LatencyTable
 from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
 from nestor.types import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from nestor.models.video import Network
 
 KIND, VIDEO = "vit", "video"
+LATENCIES = "latency.json"
 _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT)
 
 
 def save_model(model: Network, folder: str | Path) -> None:
-    """Write a network into a folder; its budget is a dial of the running network and is not kept.
+    """Write a network into a folder, and beside it what was measured of its speed.
+
+    Its budget is a dial of the running network and is not kept.
 
     Raises:
         OSError: the folder cannot be written.
     """
     kind = VIDEO if isinstance(model, VideoViT) else KIND
     store.save(Stored(kind=kind, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+    save_latencies(() if isinstance(model, VideoViT) else model.latencies, folder)
 
 
 def load_model(folder: str | Path) -> ViT:
@@ -42,7 +48,9 @@ def load_model(folder: str | Path) -> ViT:
         FileNotFoundError: the folder or a file in it is missing.
         ValueError: a file is damaged or newer, or settings and tensors do not make a network.
     """
-    return _load(folder, KIND, ViTSettings, ViT)
+    model = _load(folder, KIND, ViTSettings, ViT)
+    model.latencies = load_latencies(folder)
+    return model
 
 
 def load_video(folder: str | Path) -> VideoViT:
@@ -53,6 +61,34 @@ def load_video(folder: str | Path) -> VideoViT:
         ValueError: a file is damaged or newer, or settings and tensors do not make a video network.
     """
     return _load(folder, VIDEO, VideoSettings, VideoViT)
+
+
+def save_latencies(tables: Sequence[LatencyTable], folder: str | Path) -> None:
+    """Write what was measured of a network's speed beside it; without tables, remove what stands there.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    file = Path(folder) / LATENCIES
+    if tables:
+        store.write_text(file, json.dumps([asdict(table) for table in tables], indent=1, allow_nan=False) + "\n")
+    else:
+        file.unlink(missing_ok=True)
+
+
+def load_latencies(folder: str | Path) -> tuple[LatencyTable, ...]:
+    """Read what `save_latencies` wrote; nothing where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = Path(folder) / LATENCIES
+    if not file.is_file():
+        return ()
+    try:
+        return _decoded(json.loads(file.read_text(encoding="utf-8")), tuple[LatencyTable, ...], "tables", str(file))
+    except ValueError as error:
+        raise ValueError(f"{file} holds no latencies ({error}). Remove it and measure again: nestor clock.") from error
 
 
 def _load(folder: str | Path, kind: str, settings: type, build: Callable[[Any], _Built]) -> _Built:

@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from nestor.layers.embed import PatchEmbed
 from nestor.layers.nested import Nest, NestedBlock
 from nestor.layers.readout import Head, Readout
+from nestor.models.latency import fraction
 from nestor.ops.bands import sort
 from nestor.ops.thin import spread, stages, thin
 from nestor.ops.tokens import match_macs
-from nestor.routing.capacity import solve, whole
+from nestor.routing.allocation import EVEN, Allocation
+from nestor.routing.capacity import whole
 from nestor.routing.router import ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
 from nestor.types import Output, Signal, Sparse
@@ -24,8 +26,9 @@ from nestor.types import Output, Signal, Sparse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.models.latency import LatencyTable
     from nestor.ops.bands import Band
-    from nestor.types import Routing
+    from nestor.types import Latency, Routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class ViTSettings:
     `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
     the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random);
     `embed_norm` tells whether a norm follows the embedding; `nominal` is the side in pixels that the weights were made
-    for; `channels` are those of a picture.
+    for; `channels` are those of a picture; `allocation` shares the tokens among the experts at each budget.
     """
 
     nest: Nest
@@ -56,6 +59,7 @@ class ViTSettings:
     source: str = "nestor"
     nominal: int = 224
     channels: int = 3
+    allocation: Allocation = EVEN
 
 
 @final
@@ -72,7 +76,8 @@ class ViT(nn.Module):
 
     Attributes:
         budget: the fraction of the full network's multiply-accumulates that one forward pass may spend. May be set
-            between any two calls, or given with a call.
+            between any two calls, or given with a call; a `Latency` becomes the largest fraction that keeps it.
+        latencies: what was measured of its speed, on this machine or others (nestor.measure.latency).
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -82,6 +87,7 @@ class ViT(nn.Module):
         super().__init__()
         s = self.settings = settings
         E, D = s.nest.experts, s.nest.widths[-1]
+        s.allocation.check(E)
         self.embed = PatchEmbed(
             width=D,
             patch=s.patch,
@@ -101,6 +107,7 @@ class ViT(nn.Module):
             else None
         )
         self.checkpointing = False
+        self.latencies: tuple[LatencyTable, ...] = ()
         self._budget = 1.0
         self._plans: dict[tuple[int, float], tuple[int, ...]] = {}
 
@@ -110,12 +117,13 @@ class ViT(nn.Module):
         return self._budget
 
     @budget.setter
-    def budget(self, value: float) -> None:
+    def budget(self, value: float | Latency) -> None:
         side = self.settings.nominal // self.settings.patch
+        value = fraction(self, value, side * side)
         self.plan(side * side, value)
         self._budget = float(value)
 
-    def forward(self, images: Tensor, budget: float | None = None) -> Output:
+    def forward(self, images: Tensor, budget: float | Latency | None = None) -> Output:
         """(B, 3, H, W), normalised, of any size that the patches divide -> logits, tokens and routings.
 
         Args:
@@ -126,7 +134,8 @@ class ViT(nn.Module):
             ValueError: when the pictures do not fit the patches, or the budget cannot be met.
         """
         rows, columns = self.cells(images.shape)
-        return self.run(images, self.plan(rows * columns, self._budget if budget is None else budget))
+        share = self._budget if budget is None else fraction(self, budget, rows * columns, len(images))
+        return self.run(images, self.plan(rows * columns, share))
 
     def run(self, images: Tensor, counts: tuple[int, ...]) -> Output:
         """Run a plan, as from `plan`: counts[j] patches of each picture (B, 3, H, W) take expert j."""
@@ -159,8 +168,8 @@ class ViT(nn.Module):
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches of each picture every expert serves at this budget: E whole numbers.
 
-        The most even split that keeps the budget (nestor.routing.capacity); what it spends never exceeds the budget
-        and misses it by less than one token, or two where tokens merge.
+        The split that the settings' allocation gives; what it spends never exceeds the budget and misses it by less
+        than one token, or two where tokens merge.
 
         Raises:
             ValueError: when the budget lies outside what the widths allow.
@@ -215,7 +224,7 @@ class ViT(nn.Module):
         if budget == 1:
             return (0,) * (E - 1) + (patches,)
         each = [self.macs([patches * (j == i) for j in range(E)]) / patches for i in range(E)]
-        capacity = solve(min(max(budget * full / patches, each[0]), each[-1]), each)
+        capacity = self.settings.allocation.capacity(min(max(budget * full / patches, each[0]), each[-1]), each)
         return whole(capacity, patches, self.macs, max(budget, low) * full + 0.5)
 
     def route(self, tokens: Tensor, counts: tuple[int, ...], grid: tuple[int, int]) -> Sparse | None:
