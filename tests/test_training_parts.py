@@ -153,8 +153,9 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_its_parts():
         3 * divergence(ours.logits, theirs.logits, 4),
         5 * (1 - cosines[:, :2].mean()),
         7 * (1 - cosines[:, 2:].mean()),
+        torch.zeros(()),
     ]
-    assert PARTS == ("labels", "logits", "prefix", "patches")
+    assert PARTS == ("labels", "logits", "prefix", "patches", "balance")
     torch.testing.assert_close(parts, torch.stack(expected).detach())
     torch.testing.assert_close(total, torch.stack(expected).sum())
     assert taught.logits is not None

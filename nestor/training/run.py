@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from nestor import store
 from nestor.data import Pictures
+from nestor.models.composed import Composed
 from nestor.models.saved import save_model
 from nestor.training import checkpoint
 from nestor.training.checkpoint import Progress
@@ -83,6 +84,7 @@ class Run:
             smoothing=settings.smoothing,
             labels=label_weight(model, pictures, settings, teacher),
             sandwich=sandwiched(model, settings, teacher),
+            balance=settings.balance,
         )
         self.objective = accelerator.prepare(objective)
         self.progress = Progress(sums=(0.0,) * len(PARTS))
@@ -165,6 +167,8 @@ class Run:
             self._refuse(sum(values), norm, budget, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if isinstance(self.student, Composed):
+            self.student.settle((step + 1) / self.steps)
         sums = tuple(a + b for a, b in zip(self.progress.sums, values, strict=True))
         self.progress = replace(self.progress, step=step + 1, sums=sums)
         report.step(step + 1, parts=tuple(values), budget=budget, rate=rate, pictures=self.batch)

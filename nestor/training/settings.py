@@ -9,6 +9,7 @@ from nestor.training.schedule import Sampled
 
 if TYPE_CHECKING:
     from nestor.data import Augment
+    from nestor.training.balance import Balance, Guide
     from nestor.training.schedule import Budgets
 
 PRECISIONS = ("no", "bf16")
@@ -67,6 +68,7 @@ class Fit:
         precision: `no` (single) or `bf16` (autocast; weights stay single).
         checkpoint_every: steps between checkpoints; one is written after each epoch too.
         augment: random changes of the pictures.
+        balance: losses of the decisions that a network returns, for routers that choose freely.
 
     Raises:
         ValueError: a number lies outside its range.
@@ -88,6 +90,7 @@ class Fit:
     precision: str = "no"
     checkpoint_every: int = 100
     augment: Augment | None = None
+    balance: tuple[Balance | Guide, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "checkpoint_every"):
