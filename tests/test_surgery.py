@@ -122,7 +122,7 @@ def test_calibration_takes_back_the_mean_error():
 
 
 def test_shapes():
-    assert shape(384, 1536, 6) == Nest(widths=(96, 384), hidden=(384, 1536), heads=(6, 6), own=True, merge=0.7)
+    assert shape(384, 1536, 6) == Nest(widths=(96, 384), hidden=(384, 1536), heads=(6, 6), own=True, merge=0.5)
     assert shape(384, 1536, 6, (0, 1.0), own=False) == Nest(widths=(0, 384), hidden=(0, 1536), heads=(0, 6))
     assert published(384, 1536, 6) == Nest(widths=(48, 96, 192, 384), hidden=(1536,) * 4, heads=(6,) * 4)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# As much as still gains fidelity at half of the compute as well as at a quarter.
-_MERGE = 0.7
+# Gains at every budget at 224 px and loses at none at 112 px; 0.7 gains more at 224 and loses at 112.
+_MERGE = 0.5
 
 
 def shape(
@@ -38,7 +38,7 @@ def shape(
         width, hidden, heads: of the dense network.
         fractions: of the channels, increasing, the last 1; 0 is a skip.
         own: whether narrow experts have matrices of their own, see Nest; a quarter width costs 8% more weights.
-        merge: how many tokens merge on the way, see Nest; 0.7 unless given, none where an expert is a skip.
+        merge: how many tokens merge on the way, see Nest; 0.5 unless given, none where an expert is a skip.
 
     Raises:
         ValueError: when the fractions do not increase to 1.
