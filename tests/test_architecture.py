@@ -22,6 +22,7 @@ RANKS = (
     ("models",),
     ("measure",),
     ("surgery", "training"),
+    ("serving",),
     ("recipes",),
     ("api",),
     ("",),
