@@ -22,6 +22,7 @@ RANKS = (
     ("models",),
     ("measure",),
     ("surgery", "training", "programs"),
+    ("serving",),
     ("recipes",),
     ("api",),
     ("",),

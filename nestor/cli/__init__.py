@@ -1,4 +1,4 @@
-"""The command line: `nestor nest`, `fit`, `profile`, `clock`, `show`, `export`, `recipes`, `prove`."""
+"""The command line: `nestor nest`, `fit`, `profile`, `clock`, `show`, `export`, `serve`, `recipes`, `prove`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nestor.cli.fit import fit
 from nestor.cli.nest import nest
 from nestor.cli.profile import profile
 from nestor.cli.recipes import prove, recipes
+from nestor.cli.serve import serve
 from nestor.cli.show import show
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, clock, show, export, recipes, prove):
+for command in (nest, fit, profile, clock, show, export, serve, recipes, prove):
     app.command()(command)
 
 
