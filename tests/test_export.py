@@ -1,6 +1,7 @@
 """Programs for other runtimes say what the network says."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from nestor.programs.parity import check, clearness, pictures
 TWO = Nest(widths=(6, 24), hidden=(12, 48), heads=(4, 4), own=True)
 # Together these hold every head, every activation that tells exporters apart, and every kind of expert and router.
 CASES: dict[str, tuple[Nest, float, dict[str, Any]]] = {
-    "dense": (DENSE, 1.0, {"classes": 3, "head": "mean_then_norm", "antialias": True}),
-    "two widths": (TWO, 0.5, {"classes": 3, "head": "class", "scores": ("loss",), "mean": (0.1, 0.2, 0.3)}),
-    "four widths": (NARROWED, 0.5, {"classes": 3, "head": "class_mean", "activation": "swiglu"}),
+    "dense": (DENSE, 1.0, {"classes": 3, "head": "class", "antialias": True}),
+    "two widths": (TWO, 0.5, {"classes": 3, "head": "mean_then_norm", "scores": ("loss",), "mean": (0.1, 0.2, 0.3)}),
+    "four widths": (NARROWED, 0.5, {"classes": 3, "head": "class_mean", "activation": "swiglu", "depth": 2}),
     "published": (PUBLISHED, 0.6, {"classes": 3, "head": "mean", "prefix": 0, "activation": "gelu_tanh"}),
     "own weights": (OWN, 0.5, {"classes": 3, "head": "class_distill", "prefix": 3, "activation": "quick_gelu"}),
     "skipping": (SKIPPING, 0.5, {"classes": 3, "head": "attention", "embed_norm": True}),
     "headless": (NARROWED, 0.4, {}),
-    "full": (NARROWED, 1.0, {}),
+    "merging": (replace(TWO, merge=0.6), 0.5, {"classes": 3, "head": "class_mean", "depth": 4}),
+    "full budget": (SKIPPING, 1.0, {"classes": 3, "head": "mean_then_norm"}),
 }
 LARGER = 20
 """Pixels: another size than that of the stored positions."""
@@ -38,7 +40,7 @@ LARGER = 20
 
 def network(case: str) -> ViT:
     nest, _, changes = CASES[case]
-    return tiny(nest, **changes)
+    return tiny(nest, **{"depth": 1} | changes)
 
 
 def everything(model: ViT) -> tuple[str, ...]:

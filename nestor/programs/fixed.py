@@ -142,9 +142,14 @@ def _resized(model: ViT, size: int) -> ViT:
     """The network over the same weights, with positions for pictures of this size."""
     s = model.settings
     grid = model.cells((1, s.channels, size, size))
-    weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
-    weights["embed.position"] = model.embed.positions(*grid).detach().to("cpu", torch.float32).unflatten(0, grid)
+    weights = model.state_dict() | {"embed.position": model.embed.positions(*grid).unflatten(0, grid)}
     with torch.device("meta"):
         new = ViT(replace(s, grid=grid, nominal=size))
-    new.load_state_dict(weights, assign=True)
+    new.load_state_dict({name: _single(tensor) for name, tensor in weights.items()}, assign=True)
     return new.requires_grad_(False).eval()
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """The tensor in single precision on the CPU, alone in its memory as what is written must be; itself if it is so."""
+    plain = tensor.detach().to("cpu", torch.float32).contiguous()
+    return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()

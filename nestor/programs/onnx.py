@@ -49,7 +49,7 @@ def write_onnx(programs: Mapping[Path, Fixed], weights: Path | None) -> None:
 
 def graph(program: Fixed) -> Any:
     """An `onnx_ir.Model` with an input `images`, outputs as the program names them, and what it says of itself."""
-    captured = capture(program)
+    captured, aten = capture(program), torch.ops.aten
     with warnings.catch_warnings():
         # What the exporter has to say of its own future is nothing that a caller could act on.
         warnings.simplefilter("ignore")
@@ -60,10 +60,32 @@ def graph(program: Fixed) -> Any:
             opset_version=OPSET,
             input_names=["images"],
             output_names=list(program.names),
+            custom_translation_table={
+                aten.sort.stable: _sort,
+                aten.scaled_dot_product_attention.default: _attention,
+            },
         )
     assert made is not None
     made.model.metadata_props.update(program.facts())
     return made.model
+
+
+def _sort(tensor, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """torch.sort, for which there is no translation where it is stable; ties of TopK go to the lower index too."""
+    from onnxscript import opset18 as onnx
+
+    length = onnx.Constant(value_ints=[tensor.shape[dim]])
+    return onnx.TopK(tensor, length, axis=dim, largest=int(descending), sorted=1)
+
+
+def _attention(query, key, value, attn_mask=None) -> Any:
+    """Attention in four operators: the exporter's own translation reshapes the keys twice where the batch may vary."""
+    from onnxscript import opset18 as onnx
+
+    scale = onnx.Constant(value_float=query.shape[-1] ** -0.5)
+    scores = onnx.Mul(onnx.MatMul(query, onnx.Transpose(key, perm=[0, 1, 3, 2])), scale)
+    scores = scores if attn_mask is None else onnx.Add(scores, attn_mask)
+    return onnx.MatMul(onnx.Softmax(scores, axis=-1), value)
 
 
 def run_onnx(file: Path) -> Callable[[Tensor], list[Tensor]]:
