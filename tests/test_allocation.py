@@ -93,9 +93,10 @@ def test_a_network_runs_the_stages_of_its_path():
     for stage in SHARED.path:
         counts = tuple(round(16 * share) for share in stage)
         assert model.plan(16, model.macs(counts) / full) == counts
-    stepwise = Allocation(path=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
-    found, even = (small("own", allocation=rule).plan(16, 0.5) for rule in (stepwise, EVEN))
-    assert found[1] > even[1] > 0
+    # Left to itself, as few at the middle expert as can be: none while the widest take the rest.
+    skipping = Allocation(path=((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+    found, even = (small("own", allocation=rule).plan(16, 0.6) for rule in (skipping, EVEN))
+    assert found[1] <= 1 < even[1]
 
 
 @pytest.mark.parametrize(("experts", "steps"), [(2, 5), (3, 4), (4, 3)])

@@ -111,10 +111,9 @@ def least_area(points: Mapping[tuple[int, ...], tuple[float, float]]) -> list[tu
             other, its = points[before]
             reached.append((best[before][0] + max(0.0, cost - other) * (loss + its) / 2, before))
         best[here] = min(reached, key=lambda way: way[0], default=(0.0, None))
-    way, at = [], next(reversed(points), None)
-    while at is not None:
-        way.append(at)
-        at = best[at][1]
+    way = [list(points)[-1]]
+    while (before := best[way[-1]][1]) is not None:
+        way.append(before)
     return way[::-1]
 
 
