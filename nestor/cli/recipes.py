@@ -33,14 +33,14 @@ def recipes(
     known = systems() if name is None else (system(name),)
     states = [state(each, evidence) for each in known]
     if as_json:
-        found = [asdict(k) | {"recipe": k.recipe} | asdict(s) for k, s in zip(known, states, strict=True)]
+        found = [asdict(k) | {"recipes": k.recipes} | asdict(s) for k, s in zip(known, states, strict=True)]
         results().print_json(json.dumps(found if name is None else found[0]))
     elif name is not None:
         _explain(known[0], evidence)
     else:
         table = _table("name", "paper", "field", "recipe", "state", "claims that hold")
         for each, at in zip(known, states, strict=True):
-            table.add_row(each.name, each.arxiv, each.field, each.recipe or "", at.state, _held(at.evidence))
+            table.add_row(each.name, each.arxiv, each.field, ", ".join(each.recipes), at.state, _held(at.evidence))
         results().print(table)
         counts = Counter(at.state for at in states)
         results().print(", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f" of {len(known)}")
@@ -66,20 +66,27 @@ def _explain(known: System, evidence: Path) -> None:
 
     at, say = state(known, evidence), results()
     say.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
-    if known.recipe is None:
+    if not known.recipes:
         say.print("Not built yet.")
-        return
-    recipe = find(known.recipe)
-    say.print(recipe.IDEA, markup=False)
-    say.print((recipe.__doc__ or "").strip(), markup=False)
-    if at.evidence is None:
-        say.print(f"No evidence in {evidence}. `nestor prove {known.recipe}` makes it.", markup=False)
-        return
-    say.print(_claims(at.evidence))
-    made = "the sources as they are" if at.current else "earlier sources"
-    say.print(
-        f"`nestor prove {known.recipe}` took {at.evidence['seconds'] / 60:.0f} minutes on {at.evidence['date']}, "
-        f"on {at.evidence['machine']['processor']}, with {made}.",
+    records = {record["recipe"]: record for record in at.evidence}
+    for name in known.recipes:
+        recipe = find(name)
+        say.print(recipe.IDEA, markup=False)
+        say.print((recipe.__doc__ or "").strip(), markup=False)
+        if name in records:
+            _tell(name, records[name])
+        else:
+            say.print(f"No evidence in {evidence}. `nestor prove {name}` makes it.", markup=False)
+
+
+def _tell(name: str, record: dict) -> None:
+    from nestor.recipes.base import sources
+
+    results().print(_claims(record))
+    made = "the sources as they are" if record["sources"] == sources(name) else "earlier sources"
+    results().print(
+        f"`nestor prove {name}` took {record['seconds'] / 60:.0f} minutes on {record['date']}, "
+        f"on {record['machine']['processor']}, with {made}.",
         markup=False,
     )
 
@@ -92,10 +99,9 @@ def _claims(record: dict) -> Table:
     return table
 
 
-def _held(record: dict | None) -> str:
-    if record is None:
-        return ""
-    return f"{sum(claim['holds'] for claim in record['claims'])} of {len(record['claims'])}"
+def _held(records: tuple[dict, ...]) -> str:
+    claims = [claim["holds"] for record in records for claim in record["claims"]]
+    return f"{sum(claims)} of {len(claims)}" if claims else ""
 
 
 def _table(*columns: str) -> Table:

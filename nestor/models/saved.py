@@ -13,6 +13,7 @@ from nestor import store
 from nestor.models.latency import LatencyTable
 from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
+from nestor.models.wrapped import Wrapped
 from nestor.types import Stored
 
 if TYPE_CHECKING:
@@ -28,14 +29,20 @@ _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT)
 
 
+def inside(model: Network) -> ViT | VideoViT:
+    """The network whose weights these are: the one inside a wrapper, else the network itself."""
+    return model.model if isinstance(model, Wrapped) else model
+
+
 def save_model(model: Network, folder: str | Path) -> None:
     """Write a network into a folder, and beside it what was measured of its speed.
 
-    Its budget is a dial of the running network and is not kept.
+    Its budget, and what wraps it, are ways to run it and are not kept.
 
     Raises:
         OSError: the folder cannot be written.
     """
+    model = inside(model)
     kind = VIDEO if isinstance(model, VideoViT) else KIND
     store.save(Stored(kind=kind, settings=asdict(model.settings), tensors=model.state_dict()), folder)
     save_latencies(() if isinstance(model, VideoViT) else model.latencies, folder)

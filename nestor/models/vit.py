@@ -235,7 +235,8 @@ class ViT(nn.Module):
 
 
 def _score(name: str, nest: Nest) -> Score:
-    narrow = next(width for width in nest.widths if width)
+    # Tokens that are narrow at the most lose what lies beyond these channels; where all others skip, that is all.
+    narrow = next((width for width in nest.widths[:-1] if width), 0)
     match name:
         case "loss":
             return ExpectedLoss(narrow, nest.widths[-1], nest.experts)
