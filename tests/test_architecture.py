@@ -23,7 +23,7 @@ RANKS = (
     ("measure",),
     ("surgery", "training"),
     ("recipes",),
-    ("api",),
+    ("api", "hub"),
     ("",),
     ("demo",),
     ("cli",),

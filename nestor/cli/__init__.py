@@ -1,4 +1,4 @@
-"""The command line: `nestor nest`, `fit`, `profile`, `show`, `recipes`, `prove`."""
+"""The command line: `nestor nest`, `fit`, `profile`, `show`, `recipes`, `prove`, `doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from nestor import __version__
 from nestor.cli.console import Commands
+from nestor.cli.doctor import doctor
 from nestor.cli.fit import fit
 from nestor.cli.nest import nest
 from nestor.cli.profile import profile
@@ -18,11 +19,10 @@ app = typer.Typer(
     name="nestor",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, show, recipes, prove):
+for command in (nest, fit, profile, show, recipes, prove, doctor):
     app.command()(command)
 
 
