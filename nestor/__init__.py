@@ -6,7 +6,8 @@
     logits = model(images).logits
     nestor.save(model, "elastic/")
 
-Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on.
+Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on;
+`import nestor.hub` makes our networks known to transformers.
 """
 
 from importlib import import_module

@@ -24,7 +24,7 @@ RANKS = (
     ("surgery", "training", "programs"),
     ("serving",),
     ("recipes",),
-    ("api",),
+    ("api", "hub"),
     ("",),
     ("demo",),
     ("cli",),

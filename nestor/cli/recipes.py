@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nestor.cli.console import give
 from nestor.cli.console import out as results
+from nestor.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +27,7 @@ def recipes(
         str | None, typer.Argument(help="A system, its recipe or its paper's number.", show_default=False)
     ] = None,
     evidence: Evidence = Path("evidence"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the published systems and how far each has come, or explain one of them."""
     from nestor.recipes.catalogue import STATES, state, system, systems
@@ -34,7 +36,7 @@ def recipes(
     states = [state(each, evidence) for each in known]
     if as_json:
         found = [asdict(k) | {"recipes": k.recipes} | asdict(s) for k, s in zip(known, states, strict=True)]
-        results().print_json(json.dumps(found if name is None else found[0]))
+        give(found if name is None else found[0])
     elif name is not None:
         _explain(known[0], evidence)
     else:
@@ -51,12 +53,17 @@ def prove(
     quick: Annotated[bool, typer.Option("--quick", help="Small settings; the evidence goes below --runs.")] = False,
     evidence: Evidence = Path("evidence"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder of checkpoints.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe's proof and write its evidence; interrupted, it goes on where it was."""
     from nestor.recipes.base import prove as run
 
     target = run(name, quick=quick, evidence=evidence, runs=runs)
-    results().print(_claims(json.loads(target.read_text())))
+    record = json.loads(target.read_text())
+    if as_json:
+        give({"evidence": str(target), **record})
+        return
+    results().print(_claims(record))
     results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
 
 
