@@ -173,6 +173,22 @@ def test_costs_may_be_others_than_macs():
     assert {stage[1] for stage in found.settings.allocation.path} == {0.0}
 
 
+def test_what_loses_no_less_on_other_pictures_is_not_taken():
+    """A path that is better on the first half only, and one that is the same."""
+    model, half = small("own"), []
+
+    def fickle(found, full):
+        half.append(len(found.tokens))
+        return at_expert(0)(found, full) if half[-1] == 3 else at_expert(1, 2)(found, full)
+
+    assert allocate(model, images(5), steps=2, loss=fickle).settings.allocation == EVEN
+    assert {2, 3} == set(half)
+    kept = small("own", allocation=SHARED)
+    assert allocate(kept, images(5), steps=2, loss=fickle).settings.allocation == SHARED
+    two = small("depth")
+    assert allocate(two, images(), steps=4, loss=at_expert(0)).settings.allocation == EVEN
+
+
 def test_losses_are_those_of_the_tokens_however_they_are_batched():
     model, x = small("own"), images(5)
     plans = [(16, 0, 0), (4, 4, 8), (0, 0, 16)]
@@ -192,7 +208,7 @@ def test_an_allocated_network_is_a_copy_and_is_kept(tmp_path):
     model = small("own").eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    new = allocate(model, images(), steps=3)
+    new = allocate(model, images(), steps=3, loss=at_expert(0))
     assert torch.equal(state, torch.random.get_rng_state())
     assert model.settings.allocation == EVEN
     assert not new.training
@@ -225,3 +241,5 @@ def test_bad_paths_are_refused_with_the_repair():
         allocate(small("dense"), images())
     with pytest.raises(ValueError, match=r"steps must lie in \[1, 16\], .* got 17"):
         allocate(small("own"), images(), steps=17)
+    with pytest.raises(ValueError, match=r"on some pictures and judged on others; got 1. Take 64"):
+        allocate(small("own"), images(1))

@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 def allocate(
     model: ViT, images: Tensor, *, steps: int = 8, loss: Loss | None = None, costs: Costs | None = None, batch: int = 32
 ) -> ViT:
-    """A copy whose budgets are shared among the experts along the path that lost least on calibration pictures.
+    """A copy whose budgets are shared among the experts along the path that lost least, if it loses less than before.
 
-    Every plan on a grid, the patches dealt out in `steps` equal parts, is run once; of all ways through the grid that
-    only promote, the one whose curve of loss over cost encloses the least area becomes the settings' allocation. Two
-    experts leave nothing to find.
+    Every plan on a grid, the patches dealt out in `steps` equal parts, is run once on half of the pictures; of all
+    ways through the grid that only promote, the one whose curve of loss over cost encloses the least area is the path.
+    It becomes the settings' allocation if its area is less than the present one's on the other half too; else that
+    stays. Two experts leave nothing to find.
 
     Args:
         model: a nested network; it is not changed.
-        images: (n, 3, H, W) calibration pictures, normalised; 32 to 128 are enough.
+        images: (n, 3, H, W) pictures, normalised, 64 or more, and not those that the network was calibrated on, which
+            flatter the experts that were fitted to few patches.
         steps: parts of the patches; with 4 experts 8 give 165 plans to run, with 3 experts 45.
         loss: what an output (first) loses against the full budget's (second), (n,); by default one minus the mean of
             the cosines of class token and patches.
@@ -47,7 +49,7 @@ def allocate(
         batch: pictures at a time.
 
     Raises:
-        ValueError: when the network has one expert, or there are more steps than patches.
+        ValueError: when the network has one expert, or there are too few pictures or more steps than patches.
     """
     E, (rows, columns) = model.settings.nest.experts, model.cells(images.shape)
     if E < 2:
@@ -55,17 +57,26 @@ def allocate(
     N = rows * columns
     if not 1 <= steps <= N:
         raise ValueError(f"steps must lie in [1, {N}], the patches of a picture; got {steps}. Take 8, for instance.")
+    if len(images) < 2:
+        raise ValueError(f"an allocation is found on some pictures and judged on others; got {len(images)}. Take 64.")
     grid = {parts: _whole(parts, N) for parts in mixtures(E, steps)}
-    loss = partial(_lost, prefix=model.settings.prefix) if loss is None else loss
-    lost = losses(model, images, list(grid.values()), loss, batch)
-    spent = [model.macs(plan) for plan in grid.values()] if costs is None else costs(list(grid.values()))
-    way = least_area(dict(zip(grid, zip(spent, lost, strict=True), strict=True)))
+
+    def points(network: ViT, half: Tensor, plans: Sequence[Plan]) -> list[tuple[float, float]]:
+        spent = [network.macs(plan) for plan in plans] if costs is None else costs(plans)
+        how = partial(_lost, prefix=network.settings.prefix) if loss is None else loss
+        return list(zip(spent, losses(network, half, plans, how, batch), strict=True))
+
+    found = points(model, images[::2], list(grid.values()))
+    way = least_area(dict(zip(grid, found, strict=True)))
+    budgets = [model.macs(grid[parts]) / model.full_macs(N) for parts in way]
+
+    def judged(network: ViT) -> float:
+        curve = points(network, images[1::2], [network.plan(N, budget) for budget in budgets])
+        return sum(_area(*pair) for pair in itertools.pairwise(curve))
+
     path = tuple(tuple(part / steps for part in parts) for parts in way)
-    # Built without memory, so that no generator is advanced and nothing is initialised twice.
-    with torch.device("meta"):
-        new = ViT(replace(model.settings, allocation=Allocation(path=path)))
-    new.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
-    return new.train(model.training)
+    old, new = (_copy(model, rule) for rule in (model.settings.allocation, Allocation(path=path)))
+    return new if judged(new) < judged(old) else old
 
 
 @torch.no_grad()
@@ -105,16 +116,28 @@ def least_area(points: Mapping[tuple[int, ...], tuple[float, float]]) -> list[tu
         points: cost and loss of every mixture, in the order of `mixtures`.
     """
     best: dict[tuple[int, ...], tuple[float, tuple[int, ...] | None]] = {}
-    for here, (cost, loss) in points.items():
+    for here in points:
         reached: list[tuple[float, tuple[int, ...] | None]] = []
         for before in _demoted(here):
-            other, its = points[before]
-            reached.append((best[before][0] + max(0.0, cost - other) * (loss + its) / 2, before))
+            reached.append((best[before][0] + _area(points[before], points[here]), before))
         best[here] = min(reached, key=lambda way: way[0], default=(0.0, None))
     way = [list(points)[-1]]
     while (before := best[way[-1]][1]) is not None:
         way.append(before)
     return way[::-1]
+
+
+def _area(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Under the straight line between two points of cost and loss."""
+    return max(0.0, other[0] - one[0]) * (one[1] + other[1]) / 2
+
+
+def _copy(model: ViT, allocation: Allocation) -> ViT:
+    # Built without memory, so that no generator is advanced and nothing is initialised twice.
+    with torch.device("meta"):
+        new = ViT(replace(model.settings, allocation=allocation))
+    new.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    return new.train(model.training)
 
 
 def _demoted(parts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
