@@ -6,7 +6,8 @@
     logits = model(images).logits
     nestor.save(model, "elastic/")
 
-Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on.
+Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on;
+`import nestor.hub` makes our networks known to transformers.
 """
 
 from importlib import import_module
@@ -14,11 +15,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestor import data
-    from nestor.api import Fit, Nest, Output, ViT, fit, load, nest, profile, save, show
+    from nestor.api import Fit, Latency, Nest, Output, ViT, clock, export, fit, load, nest, profile, save, show
 
 __version__ = "0.1.0"
 
-__all__ = ["Fit", "Nest", "Output", "ViT", "data", "fit", "load", "nest", "profile", "save", "show"]
+__all__ = [
+    "Fit",
+    "Latency",
+    "Nest",
+    "Output",
+    "ViT",
+    "clock",
+    "data",
+    "export",
+    "fit",
+    "load",
+    "nest",
+    "profile",
+    "save",
+    "show",
+]
 
 
 # Importing torch takes seconds, which nobody shall wait for who only asks for help or a version.

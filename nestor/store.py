@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +21,7 @@ from safetensors.torch import save_file
 from nestor.types import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -32,15 +35,21 @@ WEIGHTS = "model.safetensors"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(stored: Stored, folder: str | Path) -> None:
+def save(stored: Stored, folder: str | Path, also: Mapping[str, object] | None = None) -> None:
     """Write a thing into a folder, which is made where there is none; what stood there stays whole until the end.
+
+    Args:
+        stored: the thing.
+        folder: where to.
+        also: further entries of the config, for programs other than this one.
 
     Raises:
         OSError: the folder cannot be written; on a full disk with the bytes needed and free.
         TypeError: the settings hold what JSON cannot.
     """
     folder = Path(folder)
-    config = {"format": FORMAT, "version": VERSION, "kind": stored.kind, "settings": dict(stored.settings)}
+    ours = {"format": FORMAT, "version": VERSION, "kind": stored.kind, "settings": dict(stored.settings)}
+    config = ours | {name: value for name, value in (also or {}).items() if name not in ours}
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     metadata = {"format": "pt", "config": _digest(text)}
     # Both are complete on disk before either is renamed, so that a full disk touches neither.
@@ -125,6 +134,102 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is cut off or no safetensors file ({error}). Copy or save it again.") from error
+
+
+@contextmanager
+def together(paths: Sequence[Path]) -> Iterator[Path]:
+    """A folder to write several files in, which then take their places one after the other; on failure none does.
+
+    Args:
+        paths: where the files belong, all in one folder, which is made where there is none. The block writes each
+            under its own name into the folder that it is given.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder = paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{paths[0].name}.", suffix=".part", dir=folder))
+    try:
+        yield stage
+        for path in paths:
+            with (stage / path.name).open("rb+") as file:
+                os.fsync(file.fileno())
+        for path in paths:
+            os.replace(stage / path.name, path)
+        _settle(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def decode(
+    value: object,
+    kind: Any,
+    name: str,
+    where: str,
+    repair: str = "Save it again.",
+    known: Mapping[str, Any] | None = None,
+) -> Any:
+    """Turn what JSON, TOML or YAML gave into the type that a field declares: numbers, texts, tuples, records.
+
+    Where a field may be one of several records, the entry `type` names which; the first is meant without it.
+
+    Args:
+        value: what was read.
+        kind: the type it shall have.
+        name: of the value, for messages.
+        where: it was read from, for messages.
+        repair: what to do about an error.
+        known: types by name that annotations mention and their module imports for checking only.
+
+    Raises:
+        ValueError: the value is of another type, or a record has unknown fields or lacks one.
+    """
+    rest = (where, repair, known)
+    if get_origin(kind) in (Union, UnionType):
+        options = [option for option in get_args(kind) if option is not NoneType]
+        if value is None and len(options) < len(get_args(kind)):
+            return None
+        return decode(value, _meant(value, options), name, *rest)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _record(value, kind, name, *rest)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        inner = get_args(kind)
+        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) == len(value):
+            return tuple(
+                decode(part, each, f"{name}[{i}]", *rest)
+                for i, (part, each) in enumerate(zip(value, inner, strict=True))
+            )
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{name} in {where} must be {getattr(kind, '__name__', kind)}; got {value!r}. {repair}")
+
+
+def _meant(value: object, options: list[Any]) -> Any:
+    named = value.get("type") if isinstance(value, dict) else None
+    return next((option for option in options if option.__name__ == named), options[0])
+
+
+def _record(value: object, kind: type, name: str, where: str, repair: str, known: Mapping[str, Any] | None) -> Any:
+    declared = {field.name: field for field in fields(kind)}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} in {where} must be an object; got {value!r}. {repair}")
+    if value.get("type") == kind.__name__ and "type" not in declared:
+        value = {key: part for key, part in value.items() if key != "type"}
+    if unknown := sorted(value.keys() - declared.keys()):
+        raise ValueError(
+            f"{name} in {where} has unknown fields: {', '.join(unknown)}. Upgrade nestor, or remove them; "
+            f"it knows {', '.join(declared)}."
+        )
+    # A field with a default may be younger than the file.
+    needed = {f.name for f in declared.values() if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(needed - value.keys()):
+        raise ValueError(f"{name} in {where} lacks fields: {', '.join(missing)}. {repair}")
+    hints = get_type_hints(kind, localns=dict(known or {}))
+    return kind(**{key: decode(part, hints[key], f"{name}.{key}", where, repair, known) for key, part in value.items()})
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

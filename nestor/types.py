@@ -142,6 +142,29 @@ class Capacity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """A budget in time: what one call may take on this machine.
+
+    Attributes:
+        ms: milliseconds of one call.
+        batch: how many items the call brings; None for those that it does bring, or where there is no call yet, for
+            the only batch that was measured.
+
+    Raises:
+        ValueError: when either is not positive.
+    """
+
+    ms: float
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ms < math.inf:
+            raise ValueError(f"a latency must be a positive number of milliseconds; got {self.ms}. Try Latency(ms=12).")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"the batch of a latency must be at least 1; got {self.batch}. Leave it out, or raise it.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signal:
     """Whatever a router may consult beside the tokens; what is unknown is None."""
 

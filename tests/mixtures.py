@@ -7,9 +7,12 @@ import torch
 
 from nestor.experts.cheap import Constant, Identity, Modulation, Zero
 from nestor.experts.feedforward import RELU, SWIGLU, FeedForward
+from nestor.experts.gated import Gated, Scaled
 from nestor.experts.joined import Joined
 from nestor.experts.lowrank import Bottleneck, Kronecker, LoRA
+from nestor.experts.memory import Memory
 from nestor.experts.nested import Nested
+from nestor.experts.rounded import Rounded, ternary
 from nestor.routing.adjust import Bias, GroupLimit, Noise, Sigmoid, Softmax
 from nestor.routing.choose import (
     expert_choice,
@@ -21,10 +24,12 @@ from nestor.routing.choose import (
     top_p,
 )
 from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBias, TaskDot, contents
+from nestor.routing.graph import Graph, nearest
 from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
 from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.routing.several import ByTask, Renamed
 from nestor.types import Experts, Router, Signal
 
 D, E = 8, 4
@@ -47,6 +52,7 @@ SCORES: dict[str, Callable[[], Score]] = {
     "pooled": lambda: Pooled(Dot(D, E)),
     "segment": lambda: Segment(Dot(D, E), length=3),
     "jittered": lambda: Jittered(Dot(D, E), span=0.1),
+    "graph": lambda: Graph(D, 5, E, neighbours=partial(nearest, k=2)),
 }
 # A token's score is its own affair: neither its place nor its neighbours matter.
 OF_TOKEN = SCORES.keys() - {"uniform", "hash_position", "hash_content", "segment"}
@@ -81,9 +87,30 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "pooled": lambda: ComposedRouter(Pooled(Dot(D, E)), [Softmax()], partial(top_k, k=1)),
     "segment": lambda: ComposedRouter(Segment(Dot(D, E), length=3), [Softmax()], partial(top_k, k=1)),
     "product_key": lambda: ComposedRouter(ProductKey(D, E, query=6), [Softmax()], partial(top_k, k=2), [renormalise]),
+    "graph": lambda: ComposedRouter(
+        Graph(D, 5, E, neighbours=partial(nearest, k=2)), [Softmax()], partial(top_k, k=1), [renormalise]
+    ),
+    "renamed": lambda: Renamed(
+        ComposedRouter(Dot(D, 3), [Softmax()], partial(top_k, k=2), [renormalise]), (2, 0, 3), E
+    ),
+    "by_task": lambda: ByTask([ROUTERS[name]() for name in ("mixtral", "cosine", "deepseek")]),
 }
 # Weights of every token that counts add up to one, whatever the tokens.
-NORMALISED = ("mixtral", "deepseek", "top_p", "grouped", "sampled", "soft", "hash", "given", "cosine", "product_key")
+NORMALISED = (
+    "mixtral",
+    "deepseek",
+    "top_p",
+    "grouped",
+    "sampled",
+    "soft",
+    "hash",
+    "given",
+    "cosine",
+    "product_key",
+    "graph",
+    "renamed",
+    "by_task",
+)
 
 
 def signal(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
@@ -107,6 +134,11 @@ EXPERTS: dict[str, Callable[[], Experts]] = {
     "zero": lambda: Zero(E),
     "constant": lambda: Constant(D, E),
     "modulation": lambda: Modulation(D, E),
+    "gated": lambda: Gated(FeedForward(D, 6, E), D),
+    "scaled": lambda: Scaled(FeedForward(D, 6, E), 0.5),
+    "memory": lambda: Memory(D, 2, E, query=6, read=4),
+    "shift": lambda: Rounded(D, 6, E),
+    "ternary": lambda: Rounded(D, 6, E, rounding=ternary, activation=SWIGLU),
     "joined": lambda: Joined([FeedForward(D, 6, 2), Identity(), Zero()]),
     "unequal": lambda: Joined([FeedForward(D, 2, 1), LoRA(D, 1, 1), FeedForward(D, 9, 2, activation=SWIGLU)]),
 }
@@ -116,4 +148,6 @@ def randomised(experts: Experts) -> Experts:
     """With numbers in place of the zeros that some begin with."""
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+        # Numbers that half precision holds too, so that weights which are rounded further fall on the same side.
+        parameter.data.copy_(parameter.data.bfloat16())
     return experts

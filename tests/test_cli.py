@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_pictures import paint
 from typer.testing import CliRunner
 
 import nestor
@@ -43,14 +43,6 @@ def refused(*arguments: Any) -> str:
 def drawn(file: Path) -> int:
     with Image.open(file) as picture:
         return picture.width
-
-
-def paint(folder: Path, colour: tuple[int, int, int], count: int) -> None:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(sum(colour))
-    for number in range(count):
-        pixels = rng.normal(colour, 40, (20, 24, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +97,8 @@ def test_nesting_tells_what_was_made_and_what_was_left_out(home: Path, tmp_path:
     widths = nestor.load(tmp_path / "new").settings.nest.widths
     assert f"widths {', '.join(map(str, widths))}; " in said.stdout
     assert len(widths) > 1
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.json", "model.safetensors"]
+    written = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert written == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 
 def test_a_nested_network_is_the_original_at_full_budget(home: Path, elastic: Path):
@@ -120,14 +113,15 @@ def test_fitting_gives_a_head_a_record_and_curves(home: Path, elastic: Path, fit
     assert model.settings.labels == ("blue", "red")
     assert nestor.load(elastic).settings.classes == 0
     assert len(json.loads((fitted / "fit.json").read_text())["epochs"]) == 2
-    assert sorted(path.name for path in fitted.iterdir()) == ["config.json", "fit.json", "model.safetensors"]
+    written = ["config.json", "fit.json", "model.safetensors", "preprocessor_config.json", "run.toml"]
+    assert sorted(path.name for path in fitted.iterdir()) == written
     assert list((home / "logs").glob("events.*"))
 
 
 def test_profile_prints_a_table_and_writes_numbers_and_curves(home: Path, fitted: Path, tmp_path: Path):
     said = done(
         *("profile", fitted, "--data", home / "photos", "--budgets", ".6,1", "--batches", 1, "--dense", fitted),
-        *("--precisions", "float32", "--json", tmp_path / "a" / "p.json", "--plot", tmp_path / "p.png", "--limit", 4),
+        *("--precisions", "float32", "--out", tmp_path / "a" / "p.json", "--plot", tmp_path / "p.png", "--limit", 4),
     )
     assert "accuracy" in said.stdout
     numbers = json.loads((tmp_path / "a" / "p.json").read_text())
@@ -248,12 +242,15 @@ SHOW = ("show", "{elastic}", "{home}/photos/red/0.png", "--out", "{new}.png")
         (FIT, {"{home}/photos": "{home}/one_class"}, "at least 2 classes; got 1: red"),
         (FIT, {"{home}/photos": "{home}/loose"}, "without a teacher"),
         (("fit", "dinov2-small", "--data", "{home}/photos"), {}, "Give --out"),
+        (("fit", "{elastic}"), {}, "fit needs a MODEL and --data"),
+        (("fit", "--data", "{home}/photos"), {}, "fit needs a MODEL and --data"),
+        ((*FIT, "--config", "{home}/none.toml"), {}, "there is no file"),
         ((*PROFILE, "--budgets", "half"), {}, "budgets must be numbers parted by commas"),
         ((*PROFILE, "--budgets", ".01"), {}, "budget must lie in ["),
         ((*PROFILE, "--batches", "1.5"), {}, "batches must be whole numbers"),
         ((*PROFILE, "--precisions", "float8"), {}, "precisions must be among"),
         ((*PROFILE, "--plot", "{new}.bmp"), {}, "must end with one of .png, .svg, .pdf"),
-        ((*PROFILE, "--json", "{home}/photos"), {}, "must be a file that can be written"),
+        ((*PROFILE, "--out", "{home}/photos"), {}, "must be a file that can be written"),
         (SHOW, {"{home}/photos/red/0.png": "{home}/none.png"}, "no such picture"),
         (SHOW, {"{home}/photos/red/0.png": "{home}/photos/red/broken.png"}, "not a picture in a format"),
         (SHOW, {"{elastic}": "{home}/vit"}, "routing needs an elastic network"),

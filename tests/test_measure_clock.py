@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nestor.machine import here, processor
 from nestor.measure import clock
 from nestor.measure.clock import machine, race
 
@@ -47,5 +48,12 @@ def test_the_machine_is_described():
 def test_the_processor_is_read_from_the_listing(tmp_path):
     listing = tmp_path / "cpuinfo"
     listing.write_text("processor\t: 0\nmodel name\t: Some Processor 3000\nflags\t: a b\n")
-    assert clock._processor(listing) == "Some Processor 3000"
-    assert clock._processor(tmp_path / "missing")
+    assert processor(listing) == "Some Processor 3000"
+    assert processor(tmp_path / "missing")
+
+
+def test_the_place_of_work_is_named_with_its_threads(one_thread):
+    assert here(torch.device("cpu")) == f"{processor()} with 1 thread"
+    torch.set_num_threads(2)
+    assert here(torch.device("cpu")) == f"{processor()} with 2 threads"
+    assert here(torch.device("meta")) == "meta"

@@ -80,7 +80,7 @@ def test_the_parts_make_up_the_whole():
     assert sum(half.parts.values()) == half.macs == model.macs(model.plan(16, 0.6))
     assert full.macs == full.full_macs == half.full_macs
     assert (full.ratio, half.ratio <= 0.6) == (1, True)
-    assert set(half.parts) == {"embed", "router", "attention", "feedforward", "head"}
+    assert set(half.parts) == {"embed", "router", "attention", "feedforward", "merging", "head"}
 
 
 def test_parameters_and_bytes():

@@ -16,7 +16,7 @@ from nestor.ops.tokens import fuse
 
 def naive(model, image, plan):
     """One picture, token by token, in a list of (state, patches that went into it): tokens (T, D) and logits."""
-    dense, s = model.dense, model.settings
+    dense, s = model.model, model.settings
     D, H = s.nest.widths[-1], s.nest.heads[-1]
     stream = [[row, None] for row in dense.embed(image[None])[0]]
     for patch, entry in enumerate(stream[s.prefix :]):
@@ -177,11 +177,11 @@ def test_gradients_reach_all_weights(head):
 def test_gradients_pass_the_weights_of_the_mean():
     # With no patch kept, and attention that writes nothing, the class token has no other way to the mean patch.
     model = Pruned(tiny(depth=1, classes=2, head="mean"))
-    torch.nn.init.zeros_(model.dense.blocks[0].attention.outward)
+    torch.nn.init.zeros_(model.model.blocks[0].attention.outward)
     logits = model.run(torch.randn(1, 3, 16, 16), (16, 0)).logits
     assert logits is not None
     logits[0, 0].backward()
-    found = model.dense.embed.prefix.grad
+    found = model.model.embed.prefix.grad
     assert found is not None
     assert found.any()
 
@@ -236,7 +236,7 @@ def test_macs_are_those_of_the_network_as_it_runs(head):
             model(images, budget)
         assert model.macs(plan) == pytest.approx(counter.get_total_flops() / 2, rel=0.001)
         assert model.macs(plan) <= budget * model.full_macs(36) * (1 + 1e-12)
-    assert model.full_macs(36) == model.dense.full_macs(36)
+    assert model.full_macs(36) == model.model.full_macs(36)
 
 
 def test_the_budget_may_be_set_or_given():

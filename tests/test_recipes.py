@@ -70,6 +70,41 @@ def test_curves_show_the_mean_of_the_runs_and_their_range(tmp_path: Path):
     assert (tmp_path / "mone.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_curves_of_a_comparison_show_each_network_where_it_was_scored():
+    runs = [
+        {
+            "nested": {"0.5": 0.8 + x, "1.0": 0.9},
+            "merging": {"0.5": 0.7},
+            "dense of equal MACs": {"0.5": 0.6, "1.0": 0.9},
+        }
+        for x in (0.0, 0.02)
+    ]
+    found = find("mone_scratch").curves({"accuracy": runs})
+    assert found.lines["nested"] == {0.5: pytest.approx([0.8, 0.82]), 1.0: [0.9, 0.9]}
+    assert found.lines["dense of equal MACs"] == {0.5: [0.6, 0.6]}
+    assert found.levels == {"dense": [0.9, 0.9]}
+    assert found.least == pytest.approx(0.77)
+
+
+def test_contestants_stand_for_shares_of_the_dense_networks_cost():
+    recipe = find("mone_scratch")
+    settings = recipe.Settings()
+    found = list(recipe.contestants(settings, 0, torch.randn(16, 3, 28, 28)))
+    full = next(each.model for each in found if each.places == {1.0: 1.0}).full_macs(49)
+    places = {}
+    for each in found:
+        places.setdefault(each.line, set()).update(each.places)
+        for place, own in each.places.items():
+            spent = each.model.macs(each.model.plan(49, own)) / full
+            token = 1 / 49 if each.line not in ("one width", "pruning", "merging") else 0.3
+            assert place - token < spent
+            assert spent <= place or place == 1
+    everywhere = {*settings.budgets, 1.0}
+    assert places.pop("dedicated") == set(settings.dedicated)
+    assert places.pop("merging") == everywhere - {0.25}
+    assert set(map(frozenset, places.values())) == {frozenset(everywhere)}
+
+
 def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
     root = tmp_path / "nestor"
     files = {
@@ -96,24 +131,38 @@ def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
 def test_every_system_is_listed_once_and_every_recipe_belongs_to_one():
     assert len(systems()) == 110
     assert len({known.arxiv for known in systems()}) == 110
-    assert {known.recipe for known in systems() if known.recipe} == set(names())
-    assert {system(key) for key in ("mone", "MoNE", "2407.19985")} == {systems()[0]}
+    proven = [name for known in systems() for name in known.recipes]
+    assert sorted(proven) == list(names())
+    assert {system(key) for key in ("mone", "mone_scratch", "MoNE", "2407.19985")} == {systems()[0]}
     with pytest.raises(ValueError, match="'MoNEY' is no published system that is known here"):
         system("MoNEY")
 
 
-def test_a_system_works_when_all_claims_of_its_evidence_hold(tmp_path: Path):
-    mone, unbuilt = system("mone"), next(known for known in systems() if known.recipe is None)
+def test_a_system_works_when_all_claims_of_all_its_evidence_hold(tmp_path: Path):
+    mone, unbuilt = system("mone"), next(known for known in systems() if not known.recipes)
     assert state(unbuilt, tmp_path).state == "not yet"
     assert state(mone, tmp_path).state == "partly"
-    path, holding = tmp_path / "mone.json", {"holds": True}
-    path.write_text(json.dumps({"claims": [holding, {"holds": False}], "sources": "old"}))
-    assert (state(mone, tmp_path).state, state(mone, tmp_path).current) == ("partly", False)
-    path.write_text(json.dumps({"claims": [holding], "sources": sources("mone")}))
-    assert (state(mone, tmp_path).state, state(mone, tmp_path).current) == ("works", True)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match=r"mone\.json is no evidence .* Run `nestor prove mone` again"):
-        state(mone, tmp_path)
+    first, second = mone.recipes
+
+    def write(name: str, *holds: bool, made_with: str = "old") -> None:
+        told = {"recipe": name, "claims": [{"holds": each} for each in holds], "sources": made_with}
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+
+    def found() -> tuple[str, int, bool]:
+        at = state(mone, tmp_path)
+        return at.state, len(at.evidence), at.current
+
+    write(first, True)
+    assert found() == ("partly", 1, False)
+    write(second, True, False)
+    assert found() == ("partly", 2, False)
+    for name in (first, second):
+        write(name, True, True, made_with=sources(name))
+    assert found() == ("works", 2, True)
+    for broken in ("{}", '{"recipe": "moon", "claims": [{"holds": true}], "sources": ""}'):
+        (tmp_path / "mone.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"mone\.json is no evidence .* Run `nestor prove mone` again"):
+            state(mone, tmp_path)
 
 
 def test_unknown_recipes_are_refused_with_those_there_are():
@@ -136,6 +185,7 @@ def test_the_command_line_lists_and_explains_them(tmp_path: Path):
     assert "prefixes of the same weights" in told
     assert "`nestor prove mone` makes it" in told
     record = {
+        "recipe": "mone",
         "claims": [{"text": "it works", "left": 1, "relation": "<=", "right": 2, "exact": False, "holds": True}],
         "sources": "old",
         "seconds": 60,
@@ -146,9 +196,11 @@ def test_the_command_line_lists_and_explains_them(tmp_path: Path):
     told = asked("mone", *empty)
     assert "it works" in told
     assert "1 minutes on 2026-01-02, on abacus, with earlier sources" in told
+    assert "`nestor prove mone_scratch` makes it" in told
     listed = json.loads(asked("--json", *empty))
     assert len(listed) == 110
-    assert listed[0]["state"] == "works"
+    assert listed[0]["state"] == "partly"
+    assert listed[0]["recipes"] == ["mone", "mone_scratch"]
     assert json.loads(asked("mone", "--json", *empty)) == listed[0]
 
 

@@ -124,6 +124,19 @@ def test_a_save_killed_between_its_two_files_is_noticed(folder: Path, monkeypatc
         store.load(folder)
 
 
+def test_files_take_their_places_together_or_not_at_all(tmp_path: Path):
+    paths = [tmp_path / "new" / name for name in ("b", "a")]
+    with store.together(paths) as stage:
+        for path in paths:
+            (stage / path.name).write_text("first")
+        assert not any(path.exists() for path in paths)
+    with pytest.raises(FileNotFoundError), store.together(paths) as stage:
+        (stage / "b").write_text("second")
+    with pytest.raises(KeyboardInterrupt), store.together(paths) as stage:
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {"a": "first", "b": "first"}
+
+
 def test_settings_that_json_cannot_hold_are_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         store.save(Stored(kind="thing", settings={"a": object()}, tensors={}), tmp_path / "x")

@@ -113,7 +113,7 @@ def test_compensation_helps_on_pictures_it_has_not_seen():
 def test_calibration_takes_back_the_mean_error():
     dense = fold(random_plain(classes=0))
     images = pictures(32, side=32)
-    elastic = nest(dense, images, budget=0.7)
+    elastic = nest(dense, images, nest=shape(24, 40, 3, merge=0.0), budget=0.7)
     output = elastic(images, budget=0.7)
     index = output.routings[0].index.squeeze(-1)
     difference = (output.tokens - dense(images).tokens)[:, 2:]
@@ -122,7 +122,7 @@ def test_calibration_takes_back_the_mean_error():
 
 
 def test_shapes():
-    assert shape(384, 1536, 6) == Nest(widths=(96, 384), hidden=(384, 1536), heads=(6, 6), own=True)
+    assert shape(384, 1536, 6) == Nest(widths=(96, 384), hidden=(384, 1536), heads=(6, 6), own=True, merge=0.5)
     assert shape(384, 1536, 6, (0, 1.0), own=False) == Nest(widths=(0, 384), hidden=(0, 1536), heads=(0, 6))
     assert published(384, 1536, 6) == Nest(widths=(48, 96, 192, 384), hidden=(1536,) * 4, heads=(6,) * 4)
 

@@ -173,7 +173,7 @@ def reported(*, terminal: bool, active: bool = True) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160, quiet=not active)
     with Report(steps=10, done=2, active=active, console=console) as report:
-        report.step(3, parts=(0.5, 0.25, 0.0, 0.0), budget=0.5, rate=1e-3, pictures=8)
+        report.step(3, parts=(0.5, 0.25, 0.0, 0.0, 0.0), budget=0.5, rate=1e-3, pictures=8)
         report.epoch({"epoch": 1, "loss": 0.75, "accuracy": {"1.00": 0.5}}, 3)
     return stream.getvalue()
 

@@ -11,7 +11,7 @@ from tiny_vit import NARROWED, tiny
 from torch.nn import functional as F
 
 from nestor.models.vit import ViT
-from nestor.training import Chosen, Distil, Fit, Fixed, Sampled, features, predict, probe
+from nestor.training import Chosen, Distil, Fit, Fixed, InTurn, Sampled, Sandwich, features, predict, probe
 from nestor.training.checks import label_weight
 from nestor.training.losses import PARTS, Objective, divergence, misalignment, target
 from nestor.training.probe import logistic
@@ -35,8 +35,12 @@ def test_sampled_budgets_are_uniform_beside_the_full_network():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 99), st.integers(0, 10**6), st.sampled_from([Sampled(low=0.05, high=0.5), Chosen()]))
-def test_every_draw_can_be_run(seed: int, step: int, budgets: Sampled | Chosen):
+@given(
+    st.integers(0, 99),
+    st.integers(0, 10**6),
+    st.sampled_from([Sampled(low=0.05, high=0.5), Chosen(), InTurn(budgets=(0.01, 0.6, 0.3)), Sandwich(between=1)]),
+)
+def test_every_draw_can_be_run(seed: int, step: int, budgets: Sampled | Chosen | InTurn | Sandwich):
     model = tiny(NARROWED)
     least = model.least_budget(16)
     for budget in (budgets.draw(seed, step, least), *budgets.shown(least)):
@@ -48,6 +52,7 @@ def test_a_dense_network_is_always_trained_in_full():
     least = tiny().least_budget(16)
     assert {Sampled().draw(0, step, least) for step in range(50)} == {1.0}
     assert Sampled().shown(least) == (1.0,)
+    assert min(Sampled().shown(0.843)) > 0.843
 
 
 def test_the_published_budgets_and_a_fixed_one():
@@ -58,9 +63,29 @@ def test_the_published_budgets_and_a_fixed_one():
     assert Fixed().shown(0.1) == (1.0,)
 
 
+def test_budgets_in_turn():
+    budgets = InTurn(budgets=(0.1, 0.5, 1.0))
+    assert [budgets.draw(7, step, 0.2) for step in range(4)] == pytest.approx([0.2, 0.5, 1.0, 0.2])
+    assert budgets.shown(0.2) == pytest.approx((1.0, 0.5, 0.2))
+
+
+def test_a_sandwich_has_two_slices_and_what_lies_between():
+    budgets = Sandwich(between=2)
+    drawn = np.array([budgets.draw(0, step, 0.2) for step in range(4000)]).reshape(-1, 4)
+    assert (drawn[:, 0] == 1).all()
+    assert drawn[:, 1] == pytest.approx(0.2)
+    assert np.histogram(drawn[:, 2:], 4, (0.2, 1.0))[0] / 2000 == pytest.approx([0.25] * 4, abs=0.03)
+    assert budgets.draw(1, 2, 0.2) != budgets.draw(0, 2, 0.2)
+    assert [Sandwich(between=0).draw(0, step, 0.5) for step in range(4)] == pytest.approx([1, 0.5, 1, 0.5])
+    assert budgets.shown(0.2) == pytest.approx((1.0, 0.6, 0.2))
+    assert {budgets.draw(0, step, 1.0) for step in range(40)} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: InTurn(budgets=(0.5, 1.5)), r"training budgets must lie in \(0, 1\]; got \(0.5, 1.5\)"),
+        (lambda: Sandwich(between=-1), "between must be at least 0; got -1"),
         (lambda: Fixed(budget=0), r"training budgets must lie in \(0, 1\]; got \(0,\)"),
         (lambda: Chosen(budgets=()), r"training budgets must lie in \(0, 1\]; got none"),
         (lambda: Sampled(low=0.2, high=1.2), r"training budgets must lie in \(0, 1\]; got \(0.2, 1.2\)"),
@@ -153,8 +178,9 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_its_parts():
         3 * divergence(ours.logits, theirs.logits, 4),
         5 * (1 - cosines[:, :2].mean()),
         7 * (1 - cosines[:, 2:].mean()),
+        torch.zeros(()),
     ]
-    assert PARTS == ("labels", "logits", "prefix", "patches")
+    assert PARTS == ("labels", "logits", "prefix", "patches", "balance")
     torch.testing.assert_close(parts, torch.stack(expected).detach())
     torch.testing.assert_close(total, torch.stack(expected).sum())
     assert taught.logits is not None

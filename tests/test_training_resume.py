@@ -148,10 +148,32 @@ def test_a_kill_between_the_result_and_the_end_of_its_checkpoint(tmp_path: Path,
     assert_finished(tmp_path, undisturbed)
 
 
-def test_two_processes_take_the_same_steps(tmp_path: Path, undisturbed: ViT):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(WORKER), "shared", str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+# What `accelerate launch` runs, without torchvision, which cannot be imported beside a torch without CUDA.
+ACCELERATE = (
+    "import sys; sys.modules['torchvision'] = None; from accelerate.commands.launch import main; main()",
+    *(
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ),
+)
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate launch": ["-c", *ACCELERATE],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_take_the_same_steps(launcher: str, tmp_path: Path, undisturbed: ViT):
+    command = [sys.executable, *LAUNCHERS[launcher], str(WORKER), "shared", str(tmp_path / "out")]
+    variables = environment() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     with pytest.raises(KeyboardInterrupt):
         fit(training_worker.model(), watched(shapes(), 1, interrupt), SETTINGS, out=tmp_path / "alone", cpu=True)

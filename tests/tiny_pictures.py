@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -46,3 +47,12 @@ def shapes(count: int = 12, *, classes: int = 2, size: int = 16, labelled: bool 
         labels=tuple(labels) if labelled else (-1,) * count,
         names=tuple(map(str, range(count))),
     )
+
+
+def paint(folder: Path, colour: tuple[int, int, int], count: int) -> None:
+    """Fill a folder with noisy pictures of a colour."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(sum(colour))
+    for number in range(count):
+        pixels = rng.normal(colour, 40, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")

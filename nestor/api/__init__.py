@@ -1,4 +1,4 @@
-"""The few functions that most users need: load, nest, fit, save, profile, show."""
+"""The few functions that most users need: load, nest, fit, save, profile, clock, show, export."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from nestor.api import heads, prepare
+from nestor.api.timed import clock
 from nestor.layers.nested import Nest
 from nestor.models.saved import save_model
 from nestor.models.vit import ViT
+from nestor.programs.fixed import Interface
+from nestor.programs.write import write
 from nestor.surgery.nest import nest as widen
 from nestor.training.checks import check
 from nestor.training.fit import fit as train
 from nestor.training.settings import Fit
-from nestor.types import Output
+from nestor.types import Latency, Output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +31,21 @@ if TYPE_CHECKING:
     from nestor.measure.cost import Elastic
     from nestor.measure.profile import Profile
 
-__all__ = ["Fit", "Nest", "Output", "ViT", "fit", "load", "nest", "profile", "save", "show"]
+__all__ = [
+    "Fit",
+    "Latency",
+    "Nest",
+    "Output",
+    "ViT",
+    "clock",
+    "export",
+    "fit",
+    "load",
+    "nest",
+    "profile",
+    "save",
+    "show",
+]
 
 
 def load(name: str | Path) -> ViT:
@@ -214,3 +231,49 @@ def show(
     model = prepare.network(model)
     size = prepare.side(model, size)
     return routings(prepare.elastic(model), prepare.pixels(picture, size), prepare.feasible(model, budgets, size))
+
+
+def export(
+    model: ViT | str | Path,
+    out: str | Path,
+    *,
+    budgets: Sequence[float] = (1.0,),
+    format: str = "onnx",
+    size: int | None = None,
+    inputs: str = "normalised",
+    outputs: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, ...]:
+    """Write a network as programs that run without Nestor, once each was found to give what the network gives.
+
+    A program has one budget and one size of pictures, computes in single precision and takes any number of pictures
+    at once, as the input `images`. It says of itself, under names that begin with `nestor.`, what it is.
+
+    Args:
+        model: a network, or its name as in `load`.
+        out: the file, `.onnx` or `.pt2`. Of several budgets each has one, with the budget in its name: `vit-0.5.onnx`
+            for `vit.onnx`.
+        budgets: one or several.
+        format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; or `torch`,
+            programs of torch.export, each with weights of its own.
+        size: side of the pictures in pixels; by default the network's nominal one.
+        inputs: `normalised` as the network itself takes pictures, or `pixels` from 0 to 255 (uint8), which the program
+            normalises.
+        outputs: any of `logits`, `class_token` and `tokens`; by default the logits, without a head the class token,
+            and without one of these the tokens.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        The files that were written: programs in the order of the budgets, then the weights where they lie apart.
+
+    Raises:
+        ValueError: the format, inputs or outputs are not known, a file is there already, budget or size do not fit the
+            network, or a program differs from the network by more than 1e-4.
+        ImportError: packages are missing.
+        OSError: the files cannot be written.
+    """
+    model = prepare.network(model)
+    interface = Interface(
+        size=prepare.side(model, size), inputs=inputs, outputs=None if outputs is None else tuple(outputs)
+    )
+    return write(model, out, interface=interface, budgets=budgets, format=format, overwrite=overwrite)

@@ -14,7 +14,7 @@ from nestor.data import Pictures
 from nestor.layers.nested import Nest
 from nestor.measure.cost import patches
 from nestor.models.pretrained.files import CONFIG, read_json
-from nestor.models.pretrained.read import read
+from nestor.models.pretrained.read import download, is_hub_name, read
 from nestor.models.saved import load_model
 from nestor.models.vit import ViT
 from nestor.surgery.fold import fold
@@ -37,6 +37,8 @@ def network(name: ViT | str | Path) -> ViT:
     if isinstance(name, ViT):
         return name
     path = Path(name).expanduser()
+    if is_hub_name(str(name)):
+        path = download(str(name))
     if is_saved(path):
         return load_model(path)
     model = fold(read(path if path.exists() else name))

@@ -1,4 +1,4 @@
-"""The command line: `nestor nest`, `fit`, `profile`, `show`, `recipes`, `prove`."""
+"""The command line: one module for each command of `nestor`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Annotated
 import typer
 
 from nestor import __version__
+from nestor.cli.clock import clock
 from nestor.cli.console import Commands
+from nestor.cli.doctor import doctor
+from nestor.cli.export import export
 from nestor.cli.fit import fit
 from nestor.cli.nest import nest
 from nestor.cli.profile import profile
 from nestor.cli.recipes import prove, recipes
+from nestor.cli.serve import serve
 from nestor.cli.show import show
 
 app = typer.Typer(
     name="nestor",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, show, recipes, prove):
+for command in (nest, fit, profile, clock, show, export, serve, recipes, prove, doctor):
     app.command()(command)
 
 

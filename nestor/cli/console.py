@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import contextmanager
@@ -26,6 +27,16 @@ def out() -> Console:
     console = Console(quiet=_silent(), highlight=False)
     # A file has no width, and a table in it shall not be folded.
     return console if console.is_terminal else Console(quiet=_silent(), highlight=False, width=200)
+
+
+def give(value: object) -> None:
+    """Print a result as JSON, and nothing else, on standard output."""
+    out().print_json(json.dumps(value), highlight=False)
+
+
+def speaks() -> bool:
+    """Whether this process, of several, is the one that speaks and writes."""
+    return not _silent()
 
 
 def say(line: str) -> None:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nestor.cli import job as jobs
 from nestor.cli import parse
+from nestor.cli.console import give, say, speaks, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Data, Folder, Size
+from nestor.cli.options import AsJson, Size
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
+# Options that are fields of Fit, of its sampled budgets or of Augment, by their names there.
+_ALIKE = ("epochs", "batch", "rate", "flip", "jitter", "precision", "seed")
+FIELDS = {"lowest": "low", "rotate": "rotate90"} | dict(zip(_ALIKE, _ALIKE, strict=True))
 
 
 def fit(
-    model: Folder,
-    data: Data,
+    ctx: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(help="A folder saved by Nestor, or any MODEL.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Pictures: a folder (one sub-folder a class), a CSV or Parquet file, a data set of the hub, "
+            "'elpv' or 'fashion-mnist'.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="TOML, YAML or JSON with model, data, teacher, out, size, validate and a table fit of training "
+            "settings; a result's run.toml is one. What stands on the command line goes before it.",
+            show_default=False,
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -48,42 +73,78 @@ def fit(
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's logs.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Tune a network's weights and router over sampled budgets; after an interruption the same command goes on."""
+    """Tune a network's weights and router over sampled budgets; after an interruption the same command goes on.
+
+    Example: nestor fit elastic/ --data photos/ --epochs 5
+
+    The same again: nestor fit --config elastic/run.toml --out again/
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
-    if out is None and not model.expanduser().is_dir():
-        raise ValueError(f"{model} is no folder, so that fit needs another one for its result. Give --out.")
+    given = {name: value for name, value in ctx.params.items() if _was_given(ctx, name)}
+    fields = {field: given[name] for name, field in FIELDS.items() if name in given}
+    if "precision" in fields:
+        fields["precision"] = PRECISIONS[precision]
+    asked = jobs.read(config)
+    model = Path(asked.model) if model is None and asked.model is not None else model
+    data, teacher = data or asked.data, teacher or asked.teacher
+    out = Path(asked.out) if out is None and asked.out is not None else out
+    if model is None or data is None:
+        raise ValueError("fit needs a MODEL and --data, on the command line or in --config. Name them.")
+    if out is None and (config is not None or not model.expanduser().is_dir()):
+        why = f"{model} is no folder" if config is None else f"{config} names no folder for its result"
+        raise ValueError(f"{why}, so that fit needs another one. Give --out.")
     folder = parse.writable_folder(model if out is None else out)
+    settings = jobs.settings(asked, config, fields)
 
     import nestor
     from nestor.api import heads, prepare
-    from nestor.data import Augment
-    from nestor.training.schedule import Sampled
+    from nestor.training.checkpoint import fingerprint, fingerprint_pictures
 
-    changes = Augment(flip=flip, rotate90=rotate, jitter=jitter)
-    settings = nestor.Fit(
-        epochs=epochs,
-        batch=batch,
-        rate=rate,
-        budgets=Sampled(low=lowest),
-        precision=PRECISIONS[precision],
-        seed=seed,
-        augment=changes if flip or rotate or jitter else None,
-    )
     with waiting(f"Loading {model}"):
         network = nestor.load(str(model))
         taught_by = None if teacher is None else nestor.load(teacher)
     heads.check_teacher(network, taught_by, settings)
-    side = prepare.side(network, size)
+    side = prepare.side(network, size or asked.size)
     train, held_out = prepare.parts(network, data, side)
     if train.skipped:
         say(f"{len(train.skipped)} pictures cannot be read and are left out, first {train.skipped[0]}")
+    checks = validate if "validate" in given else asked.validate
+    made = jobs.Job(
+        model=str(model),
+        data=data,
+        teacher=teacher,
+        size=side,
+        validate=checks,
+        weights=fingerprint(network.state_dict()),
+        pictures=fingerprint_pictures(train),
+        teacher_weights=None if taught_by is None else fingerprint(taught_by.state_dict()),
+    )
+    jobs.require_same(asked, made, config)
     if heads.needs_head(network, train):
         had = f"a head for {network.settings.classes} classes" if network.settings.classes else "no head"
         say(f"The network has {had}; it gets a fresh one for {len(train.classes)}: {', '.join(train.classes[:10])}.")
-    checks = held_out if validate and held_out.classes else None
     nestor.fit(
-        network, train, settings, teacher=taught_by, out=folder, validate=checks, tensorboard=tensorboard, cpu=cpu
+        network,
+        train,
+        settings,
+        teacher=taught_by,
+        out=folder,
+        validate=held_out if checks and held_out.classes else None,
+        tensorboard=tensorboard,
+        cpu=cpu,
     )
+    if not speaks():
+        return
+    jobs.write(made, settings, folder)
+    if as_json:
+        give({"folder": str(folder), **json.loads((folder / "fit.json").read_text(encoding="utf-8"))})
+        return
     results().print(f"{folder} is fitted. Next: nestor profile {folder} --data {data}", markup=False, soft_wrap=True)
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

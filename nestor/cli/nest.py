@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nestor.cli import parse
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Data, Size
+from nestor.cli.options import AsJson, Data, Size
 
 if TYPE_CHECKING:
     from nestor import ViT
@@ -46,8 +46,12 @@ def nest(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a network that Nestor saved there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make an ordinary network elastic: exact at full budget, and good below it before any training."""
+    """Make an ordinary network elastic: exact at full budget, and good below it before any training.
+
+    Example: nestor nest dinov2-small --data photos/ --out elastic/
+    """
     widths = parse.shape(shape)
     out = parse.writable_folder(out)
     if not overwrite and (out / "config.json").exists():
@@ -74,18 +78,22 @@ def nest(
         elastic = nestor.nest(dense, train, shape=widths, pictures=pictures, head=head)
     # A checkpoint or record of another network's training would be taken for this one's.
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    (out / "fit.json").unlink(missing_ok=True)
+    for record in ("fit.json", "run.toml"):
+        (out / record).unlink(missing_ok=True)
     nestor.save(elastic, out)
-    _tell(elastic, side, out)
+    _tell(elastic, side, out, as_json)
 
 
-def _tell(model: ViT, size: int, out: Path) -> None:
+def _tell(model: ViT, size: int, out: Path, as_json: bool) -> None:
     from nestor.measure.cost import patches
 
     count, nest = patches(model, size), model.settings.nest
+    macs, least = model.full_macs(count), model.least_budget(count)
+    if as_json:
+        shape = {"widths": nest.widths, "hidden": nest.hidden, "heads": nest.heads}
+        give({"folder": str(out), **shape, "size": size, "macs": macs, "least_budget": least})
+        return
     console = results()
-    console.print(
-        f"{out}: widths {', '.join(map(str, nest.widths))}; {model.full_macs(count) / 1e9:.3g} G MACs at {size} px"
-    )
+    console.print(f"{out}: widths {', '.join(map(str, nest.widths))}; {macs / 1e9:.3g} G MACs at {size} px")
     if nest.experts > 1:
-        console.print(f"budgets from {model.least_budget(count):.2f} to 1. Next: nestor fit {out} --data ...")
+        console.print(f"budgets from {least:.2f} to 1. Next: nestor fit {out} --data ...")

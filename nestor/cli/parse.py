@@ -62,6 +62,45 @@ def precisions(text: str) -> tuple[str, ...]:
     return parsed
 
 
+def seconds(text: str, name: str) -> float:
+    """A time with its unit, ms or s, in seconds.
+
+    Raises:
+        ValueError: when it is none, or not above 0.
+    """
+    for unit, worth in (("ms", 1e-3), ("s", 1.0)):
+        if text.endswith(unit):
+            try:
+                value = worth * float(text.removesuffix(unit))
+            except ValueError:
+                break
+            if 0 < value < float("inf"):
+                return value
+            break
+    raise ValueError(f"{name} must be a time above 0 with its unit, like 80ms or 0.2s; got {text!r}.")
+
+
+def keys(file: Path) -> dict[str, str]:
+    """API keys of a file: on each line a name and its secret; empty lines and lines with # are left out.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when a line is something else, or a name stands twice.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(file.expanduser().read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        # The line itself is a secret, which no message shall show.
+        if len(words) != 2 or words[0] in found:
+            raise ValueError(f"line {number} of {file} must hold a new name and its secret, parted by a space.")
+        found[words[0]] = words[1]
+    if not found:
+        raise ValueError(f"{file} must hold at least one key: a name and its secret on each line; got none.")
+    return found
+
+
 def writable_folder(folder: Path) -> Path:
     """A folder that a network can be saved in, whether it exists or not.
 

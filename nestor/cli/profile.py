@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nestor.cli import parse
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Budgets, Data, Folder, Size
+from nestor.cli.options import AsJson, Budgets, Data, Folder, Size
 
 
 def profile(
@@ -31,15 +32,21 @@ def profile(
     precisions: Annotated[
         str, typer.Option("--precisions", help="Number formats that are timed.")
     ] = "float32,bfloat16",
-    json: Annotated[Path | None, typer.Option("--json", help="File for all numbers.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for all numbers, as JSON.", show_default=False)
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="File for the curves: .png, .svg or .pdf.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure multiply-accumulates, accuracy on held-out pictures, and time against the dense network."""
+    """Measure multiply-accumulates, accuracy on held-out pictures, and time against the dense network.
+
+    Example: nestor profile elastic/ --data photos/ --out elastic/profile.json
+    """
     wanted = parse.budgets(budgets)
     sizes, formats = parse.batches(batches), parse.precisions(precisions)
-    json = None if json is None else parse.writable_file(json)
+    out = None if out is None else parse.writable_file(out)
     plot = None if plot is None else parse.writable_file(plot, ".png", ".svg", ".pdf")
     if plot is not None:
         parse.require_matplotlib()
@@ -65,10 +72,13 @@ def profile(
     measured = nestor.profile(
         network, held_out, budgets=chosen, dense=other, batches=sizes, precisions=formats, limit=limit
     )
-    print_profile(measured, results())
-    if json is not None:
-        write_text(json, measured.to_json())
-        say(f"Numbers: {json}")
+    if as_json:
+        give(json.loads(measured.to_json()))
+    else:
+        print_profile(measured, results())
+    if out is not None:
+        write_text(out, measured.to_json())
+        say(f"Numbers: {out}")
     if plot is not None:
         from nestor.measure.draw import curve
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nestor.cli.console import give
 from nestor.cli.console import out as results
+from nestor.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +27,7 @@ def recipes(
         str | None, typer.Argument(help="A system, its recipe or its paper's number.", show_default=False)
     ] = None,
     evidence: Evidence = Path("evidence"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the published systems and how far each has come, or explain one of them."""
     from nestor.recipes.catalogue import STATES, state, system, systems
@@ -33,14 +35,14 @@ def recipes(
     known = systems() if name is None else (system(name),)
     states = [state(each, evidence) for each in known]
     if as_json:
-        found = [asdict(k) | {"recipe": k.recipe} | asdict(s) for k, s in zip(known, states, strict=True)]
-        results().print_json(json.dumps(found if name is None else found[0]))
+        found = [asdict(k) | {"recipes": k.recipes} | asdict(s) for k, s in zip(known, states, strict=True)]
+        give(found if name is None else found[0])
     elif name is not None:
         _explain(known[0], evidence)
     else:
         table = _table("name", "paper", "field", "recipe", "state", "claims that hold")
         for each, at in zip(known, states, strict=True):
-            table.add_row(each.name, each.arxiv, each.field, each.recipe or "", at.state, _held(at.evidence))
+            table.add_row(each.name, each.arxiv, each.field, ", ".join(each.recipes), at.state, _held(at.evidence))
         results().print(table)
         counts = Counter(at.state for at in states)
         results().print(", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f" of {len(known)}")
@@ -51,12 +53,17 @@ def prove(
     quick: Annotated[bool, typer.Option("--quick", help="Small settings; the evidence goes below --runs.")] = False,
     evidence: Evidence = Path("evidence"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder of checkpoints.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe's proof and write its evidence; interrupted, it goes on where it was."""
     from nestor.recipes.base import prove as run
 
     target = run(name, quick=quick, evidence=evidence, runs=runs)
-    results().print(_claims(json.loads(target.read_text())))
+    record = json.loads(target.read_text())
+    if as_json:
+        give({"evidence": str(target), **record})
+        return
+    results().print(_claims(record))
     results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
 
 
@@ -66,20 +73,27 @@ def _explain(known: System, evidence: Path) -> None:
 
     at, say = state(known, evidence), results()
     say.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
-    if known.recipe is None:
+    if not known.recipes:
         say.print("Not built yet.")
-        return
-    recipe = find(known.recipe)
-    say.print(recipe.IDEA, markup=False)
-    say.print((recipe.__doc__ or "").strip(), markup=False)
-    if at.evidence is None:
-        say.print(f"No evidence in {evidence}. `nestor prove {known.recipe}` makes it.", markup=False)
-        return
-    say.print(_claims(at.evidence))
-    made = "the sources as they are" if at.current else "earlier sources"
-    say.print(
-        f"`nestor prove {known.recipe}` took {at.evidence['seconds'] / 60:.0f} minutes on {at.evidence['date']}, "
-        f"on {at.evidence['machine']['processor']}, with {made}.",
+    records = {record["recipe"]: record for record in at.evidence}
+    for name in known.recipes:
+        recipe = find(name)
+        say.print(recipe.IDEA, markup=False)
+        say.print((recipe.__doc__ or "").strip(), markup=False)
+        if name in records:
+            _tell(name, records[name])
+        else:
+            say.print(f"No evidence in {evidence}. `nestor prove {name}` makes it.", markup=False)
+
+
+def _tell(name: str, record: dict) -> None:
+    from nestor.recipes.base import sources
+
+    results().print(_claims(record))
+    made = "the sources as they are" if record["sources"] == sources(name) else "earlier sources"
+    results().print(
+        f"`nestor prove {name}` took {record['seconds'] / 60:.0f} minutes on {record['date']}, "
+        f"on {record['machine']['processor']}, with {made}.",
         markup=False,
     )
 
@@ -92,10 +106,9 @@ def _claims(record: dict) -> Table:
     return table
 
 
-def _held(record: dict | None) -> str:
-    if record is None:
-        return ""
-    return f"{sum(claim['holds'] for claim in record['claims'])} of {len(record['claims'])}"
+def _held(records: tuple[dict, ...]) -> str:
+    claims = [claim["holds"] for record in records for claim in record["claims"]]
+    return f"{sum(claims)} of {len(claims)}" if claims else ""
 
 
 def _table(*columns: str) -> Table:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nestor.cli import parse
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Budgets, Folder, Size
+from nestor.cli.options import AsJson, Budgets, Folder, Size
 
 if TYPE_CHECKING:
     from nestor import ViT
@@ -24,8 +24,12 @@ def show(
     budgets: Budgets = None,
     out: Annotated[Path, typer.Option("--out", help="File for the drawing: .png, .svg or .pdf.")] = Path("routing.png"),
     size: Size = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Draw over a picture which patch is given which width, for several budgets side by side."""
+    """Draw over a picture which patch is given which width, for several budgets side by side.
+
+    Example: nestor show elastic/ photo.jpg --budgets .3,.5,1
+    """
     wanted = parse.budgets(budgets)
     out = parse.writable_file(out, ".png", ".svg", ".pdf")
     parse.require_matplotlib()
@@ -39,11 +43,15 @@ def show(
     side = prepare.side(network, size)
     chosen = prepare.feasible(network, wanted, side)
     nestor.show(network, picture, budgets=chosen, size=side).savefig(out, bbox_inches="tight", dpi=150)
-    results().print(_table(network, picture, chosen, side))
+    rows = _rows(network, picture, chosen, side)
+    if as_json:
+        give({"drawing": str(out), "budgets": rows})
+    else:
+        results().print(_table(network, rows))
     say(f"Drawing: {out}")
 
 
-def _table(model: ViT, picture: Path, budgets: tuple[float, ...], size: int) -> Table:
+def _rows(model: ViT, picture: Path, budgets: tuple[float, ...], size: int) -> list[dict[str, Any]]:
     """What each budget comes to: patches at every width, multiply-accumulates, and the class if there is a head."""
     import torch
 
@@ -52,18 +60,26 @@ def _table(model: ViT, picture: Path, budgets: tuple[float, ...], size: int) -> 
 
     settings, count = model.settings, patches(model, size)
     image = prepare.normalised(model, prepare.pixels(picture, size))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    names = ["budget", "G MACs", *(f"width {width}" for width in settings.nest.widths)]
-    for name in [*names, "class"] if settings.classes else names:
-        table.add_column(name, justify="right")
+    rows = []
     for budget in budgets:
         plan = model.plan(count, budget)
-        row = [f"{budget:g}", f"{model.macs(plan) / 1e9:.3g}", *map(str, plan)]
+        row: dict[str, Any] = {"budget": budget, "macs": model.macs(plan), "patches": plan}
         if settings.classes:
             with torch.inference_mode():
                 logits = model(image, budget=budget).logits
             best = int(logits.argmax())
-            label = settings.labels[best] if settings.labels else str(best)
-            row.append(f"{label} ({logits.softmax(-1)[0, best]:.2f})")
-        table.add_row(*row)
+            row["class"] = settings.labels[best] if settings.labels else str(best)
+            row["probability"] = float(logits.softmax(-1)[0, best])
+        rows.append(row)
+    return rows
+
+
+def _table(model: ViT, rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    names = ["budget", "G MACs", *(f"width {width}" for width in model.settings.nest.widths)]
+    for name in [*names, "class"] if model.settings.classes else names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [f"{row['budget']:g}", f"{row['macs'] / 1e9:.3g}", *map(str, row["patches"])]
+        table.add_row(*cells, *([f"{row['class']} ({row['probability']:.2f})"] if "class" in row else []))
     return table

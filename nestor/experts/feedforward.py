@@ -65,6 +65,47 @@ class FeedForward(Experts):
         self.outward = nn.Parameter(uniform(experts, out, hidden))
         self.outward_bias = nn.Parameter(torch.zeros(experts, out)) if bias else None
 
+    @classmethod
+    def of(
+        cls,
+        inward: Tensor,
+        outward: Tensor,
+        inward_bias: Tensor | None = None,
+        outward_bias: Tensor | None = None,
+        *,
+        activation: Activation = GELU,
+    ) -> FeedForward:
+        """Experts with copies of these weights.
+
+        Args:
+            inward: (E, fan * H, D).
+            outward: (E, D', H).
+            inward_bias: (E, fan * H); of two biases one may be missing, which is then zero.
+            outward_bias: (E, D').
+            activation: as above.
+
+        Raises:
+            ValueError: when the shapes do not fit one another.
+        """
+        E, H = len(inward), outward.shape[-1]
+        shapes = {"inward": (E, activation.fan * H, inward.shape[-1]), "outward": (E, outward.shape[1], H)}
+        found = {"inward": inward, "outward": outward}
+        biased = inward_bias is not None or outward_bias is not None
+        if biased:
+            shapes |= {"inward_bias": shapes["inward"][:2], "outward_bias": shapes["outward"][:2]}
+            found["inward_bias"] = inward.new_zeros(shapes["inward_bias"]) if inward_bias is None else inward_bias
+            found["outward_bias"] = outward.new_zeros(shapes["outward_bias"]) if outward_bias is None else outward_bias
+        for name, tensor in found.items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise ValueError(
+                    f"{name} must be {shapes[name]} for {E} experts of {H} units; got {tuple(tensor.shape)}. "
+                    "An activation of fan 2 takes two rows for each unit."
+                )
+        with torch.device("meta"):
+            made = cls(inward.shape[-1], H, E, activation=activation, bias=biased, out=outward.shape[1])
+        made.load_state_dict({name: tensor.detach().clone() for name, tensor in found.items()}, assign=True)
+        return made
+
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """(R, D) and (E,) -> (R, D')."""
         hidden = self.activation.apply(grouped.linear(rows, counts, self.inward, self.inward_bias))

@@ -54,8 +54,8 @@ class PatchEmbed(nn.Module):
         p = self.patch
         cut = images.unflatten(3, (columns, p)).unflatten(2, (rows, p))
         patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        tokens = F.linear(patches, self.weight, self.bias) + self._position(rows, columns)
-        prefix = self.prefix.to(tokens.dtype).expand(len(images), -1, -1)
+        tokens = F.linear(patches, self.weight, self.bias) + self.positions(rows, columns)
+        prefix = self.prefix.to(tokens.dtype).expand(images.shape[0], -1, -1)
         tokens = torch.cat([prefix, tokens], 1) if self.prefix.shape[0] else tokens
         if self.turn is None:
             return tokens
@@ -76,7 +76,8 @@ class PatchEmbed(nn.Module):
         turn = 0 if self.turn is None else (patches + self.prefix.shape[0]) * width * width
         return patches * self.weight.numel() + turn
 
-    def _position(self, rows: int, columns: int) -> Tensor:
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """What is added to the patches of a grid, (rows * columns, D)."""
         stored = self.position
         if (rows, columns) != self.grid:
             planes = stored.float().permute(2, 0, 1).unsqueeze(0)

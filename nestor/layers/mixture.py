@@ -36,11 +36,17 @@ class Mixture(nn.Module):
             ValueError: when router and experts do not agree on E.
         """
         signal = Signal() if signal is None else signal
-        masked = None if signal.mask is None else ~signal.mask.unsqueeze(-1)
-        if masked is not None:
-            # Padding may hold anything, and a soft decision multiplies it by zero, which does not make NaN go away.
-            tokens = tokens.masked_fill(masked, 0)
-        routing = self.router(tokens, signal)
+        routing = self.router(_without_padding(tokens, signal.mask), signal)
+        return self.answer(tokens, routing, signal.mask), (routing,)
+
+    def answer(self, tokens: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor:
+        """What the experts answer to a decision that was made before: (B, T, D) -> (B, T, D').
+
+        Raises:
+            ValueError: when the decision and the experts do not agree on E.
+        """
+        # Padding may hold anything, and a soft decision multiplies it by zero, which does not make NaN go away.
+        tokens = _without_padding(tokens, mask)
         counts = routing.counts
         if len(counts) != len(self.experts.costs):
             raise ValueError(
@@ -50,9 +56,7 @@ class Mixture(nn.Module):
         answer = routing.combine(self.experts(routing.dispatch(tokens), counts))
         if self.shared is not None:
             answer = answer + _all_of(self.shared, tokens)
-        if masked is not None:
-            answer = answer.masked_fill(masked, 0)
-        return answer, (routing,)
+        return _without_padding(answer, mask)
 
     def macs(self, routing: Routing, shape: Size | tuple[int, int, int]) -> int:
         """Multiply-accumulates that a decision came to: the router, the experts' rows, shared experts, soft mixtures.
@@ -69,6 +73,10 @@ class Mixture(nn.Module):
         if isinstance(routing, Soft):
             spent += (routing.give.numel() + routing.take.numel()) * D
         return spent
+
+
+def _without_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _all_of(experts: Experts, tokens: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise
+from nestor.ops.thin import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,14 +47,19 @@ class Nest:
     where a slice loses most: keys, values and queries, and the feed-forward answer. They start as slices too, cost
     nothing at run time and can be fitted without touching the whole network.
 
+    With `merge`, as many tokens as this share of the narrow ones merge on the way (nestor.ops.thin), so that the same
+    budget leaves more of the others at full width.
+
     Raises:
-        ValueError: when widths do not increase or the three disagree in length.
+        ValueError: when widths do not increase or the three disagree in length, `merge` lies outside [0, 1), or a skip,
+            which has nothing to compare, would have to merge.
     """
 
     widths: tuple[int, ...]
     hidden: tuple[int, ...]
     heads: tuple[int, ...]
     own: bool = False
+    merge: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.hidden) == len(self.heads) or not self.widths:
@@ -75,6 +81,11 @@ class Nest:
                     f"an expert with {width} channels needs at least one hidden unit and one head; "
                     f"got {hidden} and {heads}. Use width 0 for a skip."
                 )
+
+        if not 0 <= self.merge < 1:
+            raise ValueError(f"merge must lie in [0, 1), a share of the narrow tokens; got {self.merge}. Take 0.7.")
+        if self.merge and self.widths[0] == 0:
+            raise ValueError(f"merging compares channels, and a skip has none; got widths {self.widths}. Set merge=0.")
 
     @property
     def experts(self) -> int:
@@ -107,17 +118,17 @@ class Attention(nn.Module):
         D, each = self.nest.widths[-1], self.nest.widths[-1] // self.nest.heads[-1]
         active = [band for band in bands if self.nest.widths[band.expert]]
         skipped = [band for band in bands if not self.nest.widths[band.expert]]
-        inward = [self._ask(band) for band in active]
+        inward, size = [self._ask(band) for band in active], sizes(active)
         if len({part.shape[-1] for part in inward}) == 1:
             # One call for all queries is faster than one for each band.
             joined = torch.cat(inward, 1) if len(inward) > 1 else inward[0]
             key, value, query = (_heads(part, each) for part in joined.split(D, -1))
-            mixed = attend(query, key, value).transpose(1, 2).flatten(2)
+            mixed = attend(query, key, value, size).transpose(1, 2).flatten(2)
             answers = mixed.split([band.rows.shape[1] for band in active], 1)
         else:
             offered = torch.cat([part[..., : 2 * D] for part in inward], 1)
             key, value = (_heads(part, each) for part in offered.split(D, -1))
-            answers = [_attend(_heads(part[..., 2 * D :], each), key, value) for part in inward]
+            answers = [_attend(_heads(part[..., 2 * D :], each), key, value, size) for part in inward]
         stepped = [self._tell(band, answer) for band, answer in zip(active, answers, strict=True)]
         return (*stepped, *skipped)
 
@@ -144,14 +155,7 @@ class Attention(nn.Module):
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates of one item with sizes[j] tokens of expert j; keys of skipped tokens do not exist."""
-        D = self.nest.widths[-1]
-        each = D // self.nest.heads[-1]
-        keys = sum(n for n, d in zip(sizes, self.nest.widths, strict=True) if d)
-        total = 0
-        for n, d, heads in zip(sizes, self.nest.widths, self.nest.heads, strict=True):
-            if d:
-                total += n * (d * (2 * D + heads * each) + heads * each * d + 2 * keys * heads * each)
-        return total
+        return _attention_macs(self.nest, sizes)
 
 
 @final
@@ -206,9 +210,7 @@ class FeedForward(nn.Module):
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates of one item with sizes[j] tokens of expert j."""
-        return sum(
-            n * (self.fan + 1) * d * h for n, d, h in zip(sizes, self.nest.widths, self.nest.hidden, strict=True)
-        )
+        return _feedforward_macs(self.nest, self.fan, sizes)
 
 
 @final
@@ -217,6 +219,7 @@ class NestedBlock(nn.Module):
 
     def __init__(self, nest: Nest, eps: float, activation: str):
         super().__init__()
+        self.nest, self.fan = nest, rows_per_unit(activation)
         self.attention = Attention(nest, eps)
         self.mlp = FeedForward(nest, eps, activation)
 
@@ -226,13 +229,29 @@ class NestedBlock(nn.Module):
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates of one item with sizes[j] tokens of expert j."""
-        return self.attention.macs(sizes) + self.mlp.macs(sizes)
+        # Known from the shape alone, since adapters put modules of their own in the place of these two.
+        return _attention_macs(self.nest, sizes) + _feedforward_macs(self.nest, self.fan, sizes)
 
 
 def _heads(rows: Tensor, each: int) -> Tensor:
     return rows.unflatten(-1, (-1, each)).transpose(1, 2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None) -> Tensor:
     heads = query.shape[1]
-    return attend(query, key[:, :heads], value[:, :heads]).transpose(1, 2).flatten(2)
+    return attend(query, key[:, :heads], value[:, :heads], size).transpose(1, 2).flatten(2)
+
+
+def _attention_macs(nest: Nest, sizes: Sequence[int]) -> int:
+    D = nest.widths[-1]
+    each = D // nest.heads[-1]
+    keys = sum(n for n, d in zip(sizes, nest.widths, strict=True) if d)
+    total = 0
+    for n, d, heads in zip(sizes, nest.widths, nest.heads, strict=True):
+        if d:
+            total += n * (d * (2 * D + heads * each) + heads * each * d + 2 * keys * heads * each)
+    return total
+
+
+def _feedforward_macs(nest: Nest, fan: int, sizes: Sequence[int]) -> int:
+    return sum(n * (fan + 1) * d * h for n, d, h in zip(sizes, nest.widths, nest.hidden, strict=True))

@@ -156,7 +156,7 @@ class AttentionPool(nn.Module):
         """(B, T, D) -> (B, D)."""
         D = tokens.shape[-1]
         weight, bias = self.inward.weight, self.inward.bias
-        query = F.linear(self.query.to(tokens.dtype), weight[:D], bias[:D]).expand(len(tokens), 1, D)
+        query = F.linear(self.query.to(tokens.dtype), weight[:D], bias[:D]).expand(tokens.shape[0], 1, D)
         key, value = F.linear(tokens, weight[D:], bias[D:]).chunk(2, -1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         pooled = self.outward(attend(query, key, value).transpose(1, 2).flatten(2))

@@ -6,13 +6,13 @@ import os
 import platform
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import torch
 
 from nestor.data.scan import watch
+from nestor.machine import processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ def race(
 def machine() -> dict[str, str]:
     """What measurements were taken on: processor, cores, threads, accelerator, versions."""
     facts = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count() or "unknown"),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()}",
@@ -82,12 +82,3 @@ def _settle() -> None:
 def _timing(values: list[float]) -> Timing:
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return Timing(median_ms=median(values), low_ms=low, high_ms=high, rounds=len(values))
-
-
-def _processor(listing: Path = Path("/proc/cpuinfo")) -> str:
-    if listing.is_file():
-        for line in listing.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from nestor.layers.nested import NestedBlock
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
+    from nestor.layers.nested import Nest
     from nestor.models.video import VideoSettings
     from nestor.models.vit import ViT, ViTSettings
     from nestor.types import Output
@@ -57,7 +56,7 @@ class Cost:
         parameters: all of them, whatever the budget.
         active_parameters: weights of the blocks that a token meets, averaged over the tokens.
         weight_bytes: parameters and buffers as they lie in memory.
-        parts: `macs` by embed, router, attention, feedforward and head.
+        parts: `macs` by embed, router, attention, feedforward, merging and head.
     """
 
     macs: int
@@ -81,30 +80,33 @@ def cost(model: ViT, size: int | tuple[int, int], budget: float = 1.0) -> Cost:
         ValueError: when the patches do not divide the size, or the budget cannot be met.
     """
     counts = model.plan(patches(model, size), budget)
-    total = sum(counts)
-    sizes = [*counts[:-1], counts[-1] + model.settings.prefix]
-    blocks = [block for block in model.blocks if isinstance(block, NestedBlock)]
+    total, every = sum(counts), model.sizes(counts)
+    blocks = list(zip(model.blocks, every, strict=True))
     parts = {
         "embed": model.embed.macs(total),
         "router": 0 if model.router is None else model.router.macs(total),
-        "attention": sum(block.attention.macs(sizes) for block in blocks),
-        "feedforward": sum(block.mlp.macs(sizes) for block in blocks),
-        "head": 0 if model.head is None else model.head.macs(model.readout, sizes),
+        "attention": sum(block.attention.macs(sizes) for block, sizes in blocks),
+        "feedforward": sum(block.mlp.macs(sizes) for block, sizes in blocks),
+        "merging": model.merging_macs(counts),
+        "head": 0 if model.head is None else model.head.macs(model.readout, every[0]),
     }
-    nest = model.settings.nest
-    each = nest.widths[-1] // nest.heads[-1]
-    keys = sum(n for n, d in zip(sizes, nest.widths, strict=True) if d)
-    compared = sum(2 * n * keys * h * each for n, d, h in zip(sizes, nest.widths, nest.heads, strict=True) if d)
-    met = parts["attention"] + parts["feedforward"] - len(blocks) * compared
+    met = parts["attention"] + parts["feedforward"] - sum(_compared(model.settings.nest, sizes) for sizes in every)
     return Cost(
         macs=sum(parts.values()),
         full_macs=model.full_macs(total),
-        readout_macs=model.readout.macs(sizes),
+        readout_macs=model.readout.macs(every[0]),
         parameters=parameters(model),
-        active_parameters=round(met / sum(sizes)),
+        active_parameters=round(met / sum(every[0])),
         weight_bytes=weight_bytes(model),
         parts=parts,
     )
+
+
+def _compared(nest: Nest, sizes: Sequence[int]) -> int:
+    """Multiply-accumulates of a block's attention that meet no weights."""
+    each = nest.widths[-1] // nest.heads[-1]
+    keys = sum(n for n, d in zip(sizes, nest.widths, strict=True) if d)
+    return sum(2 * n * keys * h * each for n, d, h in zip(sizes, nest.widths, nest.heads, strict=True) if d)
 
 
 def patches(model: Elastic, size: int | tuple[int, int]) -> int:

@@ -14,6 +14,8 @@ from nestor.measure.cost import patches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from nestor.data import Pictures
     from nestor.measure.cost import Elastic
 
@@ -33,6 +35,13 @@ class Likeness:
     patch: float
     error: float
     spent: float
+
+
+def cosines(tokens: Tensor, full: Tensor, prefix: int) -> Tensor:
+    """Cosines of class token and patches of each item, (B, T, D) twice -> (B, 2); without a class token (B, 1)."""
+    each = torch.cosine_similarity(tokens.double(), full.double(), dim=-1)
+    patch = each[:, prefix:].mean(1, keepdim=True)
+    return torch.cat([each[:, :1], patch], 1) if prefix else patch
 
 
 @torch.no_grad()

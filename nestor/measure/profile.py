@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from nestor.data.scan import watch
 from nestor.measure.clock import machine, race
 from nestor.measure.cost import parameters, patches, weight_bytes
+from nestor.measure.likeness import cosines
 from nestor.measure.record import Latency, Network, Point, Profile, Quality
 from nestor.measure.score import accuracy, auroc, balanced_accuracy
 from nestor.measure.table import print_profile
@@ -158,7 +158,7 @@ def _qualities(networks: Mapping[str, Any], runs: Mapping[Run, object], pictures
             output = _call(networks[label], images, budget)
             full = output if full is None else full
             prefix = networks[label].settings.prefix
-            one = output.logits if scored else _likeness(output.tokens, full.tokens, prefix)
+            one = output.logits if scored else cosines(output.tokens, full.tokens, prefix)
             assert one is not None
             found[label, budget].append(one.float().cpu())
     read = partial(_scores, labels=labels) if scored else _means
@@ -168,13 +168,6 @@ def _qualities(networks: Mapping[str, Any], runs: Mapping[Run, object], pictures
 def _call(network: nn.Module, images: Tensor, budget: float) -> Output:
     like = next(network.parameters())
     return network(images.to(like.device, like.dtype), budget)
-
-
-def _likeness(tokens: Tensor, full: Tensor, prefix: int) -> Tensor:
-    """Cosines of class token and patches of each item, (B, 2); without a class token (B, 1)."""
-    cosines = F.cosine_similarity(tokens.double(), full.double(), dim=-1)
-    patch = cosines[:, prefix:].mean(1, keepdim=True)
-    return torch.cat([cosines[:, :1], patch], 1) if prefix else patch
 
 
 def _means(cosines: Tensor) -> Quality:

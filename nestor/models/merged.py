@@ -7,18 +7,20 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestor.layers.nested import NestedBlock
 from nestor.models.opened import ask, tell
+from nestor.models.wrapped import Wrapped
 from nestor.ops.bands import Band, sort
 from nestor.ops.tokens import Merge, keep, match, match_macs, mergeable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nestor.models.vit import ViT, ViTSettings
+    from torch import Tensor
+
+    from nestor.models.vit import ViT
     from nestor.types import Output
 
 
@@ -34,11 +36,12 @@ def falling(gone: int, depth: int) -> list[int]:
 
 
 @final
-class Merged(nn.Module):
+class Merged(Wrapped):
     """A dense vision transformer that merges the most alike tokens in each block (ToMe, arXiv 2210.09461).
 
     Between attention and feed-forward, r tokens join the token whose keys are most like theirs; attention counts a
-    token as often as patches went into it. It uses the dense network's own weights and needs no training.
+    token as often as patches went into it. It uses the dense network's own weights, needs no training, and can be
+    trained.
 
     Args:
         dense: a ViT with one expert, shared and not copied.
@@ -50,32 +53,18 @@ class Merged(nn.Module):
     """
 
     def __init__(self, dense: ViT, budget: float = 1.0, spread: Callable[[int, int], Sequence[int]] = constant):
-        super().__init__()
+        super().__init__(dense, budget)
         if dense.settings.nest.experts != 1:
             raise ValueError(
                 f"token merging runs a dense network, with 1 expert; got {dense.settings.nest.experts}. "
                 "Give it the network from before nesting."
             )
-        self.dense, self.budget, self.spread = dense, budget, spread
+        self.spread = spread
         self._plans: dict[tuple[int, float], tuple[int, ...]] = {}
 
-    @property
-    def settings(self) -> ViTSettings:
-        """Those of the dense network."""
-        return self.dense.settings
-
-    def forward(self, images: Tensor, budget: float | None = None) -> Output:
-        """(B, 3, H, W) -> logits and tokens, every token in its place on the grid.
-
-        Raises:
-            ValueError: when the pictures do not fit the patches, or the budget cannot be met.
-        """
-        rows, columns = self.dense.embed.cells(images.shape)
-        return self.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
-
-    def run(self, images: Tensor, plan: Sequence[int]) -> Output:
+    def run(self, images: Tensor, plan: tuple[int, ...]) -> Output:
         """Run a plan, as from `plan` or `schedule`."""
-        dense, prefix = self.dense, self.settings.prefix
+        dense, prefix = self.model, self.settings.prefix
         tokens = dense.embed(images)
         bands, order = sort(tokens, None, plan[:1], self.settings.nest.widths, prefix)
         (band,) = bands
@@ -122,7 +111,7 @@ class Merged(nn.Module):
 
     def macs(self, plan: Sequence[int]) -> int:
         """Multiply-accumulates of one picture under this plan, the matching included."""
-        dense, nest = self.dense, self.settings.nest
+        dense, nest = self.model, self.settings.nest
         prefix, each = self.settings.prefix, nest.widths[-1] // nest.heads[-1]
         total = dense.embed.macs(plan[0])
         for block, before, after in zip(dense.blocks, plan, plan[1:], strict=False):
@@ -130,10 +119,6 @@ class Merged(nn.Module):
             total += block.attention.macs([before + prefix]) + block.mlp.macs([after + prefix])
             total += match_macs(before, each) if after < before else 0
         return total + (0 if dense.head is None else dense.head.macs(dense.readout, [plan[0] + prefix]))
-
-    def full_macs(self, patches: int) -> int:
-        """Multiply-accumulates of the dense network."""
-        return self.dense.full_macs(patches)
 
     def least_budget(self, patches: int) -> float:
         """The smallest budget that merging can reach."""

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
 
 from nestor.models.opened import ask, tell
+from nestor.models.wrapped import Wrapped
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, sort
 from nestor.ops.tokens import fuse, keep
@@ -17,8 +17,10 @@ from nestor.ops.tokens import fuse, keep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from nestor.layers.nested import NestedBlock
-    from nestor.models.vit import ViT, ViTSettings
+    from nestor.models.vit import ViT
     from nestor.types import Output
 
 # Added to each token's attention: those that get none at all still have a mean, and no other mean is moved.
@@ -31,7 +33,7 @@ def quarters(depth: int) -> tuple[int, ...]:
 
 
 @final
-class Pruned(nn.Module):
+class Pruned(Wrapped):
     """A dense vision transformer that keeps the patches its class token attends to most (EViT, arXiv 2202.07800).
 
     In a few blocks, between attention and feed-forward, the patches to which the class token gives the least attention,
@@ -52,7 +54,7 @@ class Pruned(nn.Module):
     """
 
     def __init__(self, dense: ViT, budget: float = 1.0, stages: Sequence[int] | None = None):
-        super().__init__()
+        super().__init__(dense, budget)
         s = dense.settings
         if s.nest.experts != 1:
             raise ValueError(
@@ -70,32 +72,18 @@ class Pruned(nn.Module):
                 f"stages must be numbers of blocks from 0 to {s.depth - 1}, at least one, in rising order; "
                 f"got {chosen}. Leave them out for {quarters(s.depth)}."
             )
-        self.dense, self.budget, self.stages = dense, budget, chosen
+        self.stages = chosen
         self._known: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
 
-    @property
-    def settings(self) -> ViTSettings:
-        """Those of the dense network."""
-        return self.dense.settings
-
-    def forward(self, images: Tensor, budget: float | None = None) -> Output:
-        """(B, 3, H, W) -> logits, and tokens in their places on the grid.
-
-        Raises:
-            ValueError: when the pictures do not fit the patches, or the budget cannot be met.
-        """
-        rows, columns = self.dense.embed.cells(images.shape)
-        return self.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
-
-    def run(self, images: Tensor, plan: Sequence[int]) -> Output:
+    def run(self, images: Tensor, plan: tuple[int, ...]) -> Output:
         """Run a plan, as from `plan`: how many patches there are, and how many of them each stage keeps.
 
         Raises:
             ValueError: when the plan does not fit the pictures and the stages.
         """
-        rows, columns = self.dense.embed.cells(images.shape)
+        rows, columns = self.model.embed.cells(images.shape)
         self._check(plan, rows * columns)
-        dense, prefix = self.dense, self.settings.prefix
+        dense, prefix = self.model, self.settings.prefix
         tokens = dense.embed(images)
         (first,), order = sort(tokens, None, plan[:1], self.settings.nest.widths, prefix)
         band, whole, stages = first, keep(tokens), 0
@@ -130,7 +118,7 @@ class Pruned(nn.Module):
 
     def macs(self, plan: Sequence[int]) -> int:
         """Multiply-accumulates of one picture under this plan, the class token's own row of attention included."""
-        dense, D = self.dense, self.settings.nest.widths[-1]
+        dense, D = self.model, self.settings.nest.widths[-1]
         total, tokens = dense.embed.macs(plan[0]), plan[0] + self.settings.prefix
         whole = tokens
         for block, (before, after) in zip(dense.blocks, self._steps(plan), strict=True):
@@ -140,10 +128,6 @@ class Pruned(nn.Module):
                 tokens -= before - after - 1
             total += block.mlp.macs([tokens])
         return total + (0 if dense.head is None else dense.head.macs(dense.readout, [whole]))
-
-    def full_macs(self, patches: int) -> int:
-        """Multiply-accumulates of the dense network."""
-        return self.dense.full_macs(patches)
 
     def least_budget(self, patches: int) -> float:
         """The smallest budget that pruning can reach, usually with one patch left beside the fused tokens."""

@@ -2,37 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from nestor import store
+from nestor.models.latency import LatencyTable
 from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
+from nestor.models.wrapped import Wrapped
 from nestor.types import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from nestor.models.video import Network
 
 KIND, VIDEO = "vit", "video"
+LATENCIES = "latency.json"
+TRANSFORMERS = "nestor"
+"""What transformers calls our networks, see `nestor.hub`."""
+PROCESSOR = "preprocessor_config.json"
 _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT)
 
 
+def inside(model: Network) -> ViT | VideoViT:
+    """The network whose weights these are: the one inside a wrapper, else the network itself."""
+    return model.model if isinstance(model, Wrapped) else model
+
+
 def save_model(model: Network, folder: str | Path) -> None:
-    """Write a network into a folder; its budget is a dial of the running network and is not kept.
+    """Write a network into a folder, and beside it what was measured of its speed.
+
+    Its budget, and what wraps it, are ways to run it and are not kept.
+
+    The folder of a ViT serves transformers too, once `nestor.hub` is imported.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    kind = VIDEO if isinstance(model, VideoViT) else KIND
-    store.save(Stored(kind=kind, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+    model = inside(model)
+    if isinstance(model, VideoViT):
+        store.save(Stored(kind=VIDEO, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+        return
+    save_tensors(model.settings, model.state_dict(), folder)
+    save_latencies(model.latencies, folder)
+
+
+def save_tensors(
+    settings: ViTSettings, tensors: Mapping[str, Tensor], folder: str | Path, also: Mapping[str, object] | None = None
+) -> None:
+    """Write a ViT that is given as settings and tensors; `also` are further entries of its config.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    name = "NestorForImageClassification" if settings.classes else "NestorModel"
+    also = {"model_type": TRANSFORMERS, "architectures": [name]} | dict(also or {})
+    store.save(Stored(kind=KIND, settings=asdict(settings), tensors=tensors), folder, also)
+    store.write_text(Path(folder) / PROCESSOR, json.dumps(processor(settings), indent=2) + "\n")
+
+
+def processor(settings: ViTSettings) -> dict[str, object]:
+    """How transformers is to prepare pictures: shorter side to the nominal size, centre crop, mean and std."""
+    side = settings.nominal
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": settings.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(settings.mean),
+        "image_std": list(settings.std),
+    }
 
 
 def load_model(folder: str | Path) -> ViT:
@@ -42,7 +95,9 @@ def load_model(folder: str | Path) -> ViT:
         FileNotFoundError: the folder or a file in it is missing.
         ValueError: a file is damaged or newer, or settings and tensors do not make a network.
     """
-    return _load(folder, KIND, ViTSettings, ViT)
+    model = _load(folder, KIND, ViTSettings, ViT)
+    model.latencies = load_latencies(folder)
+    return model
 
 
 def load_video(folder: str | Path) -> VideoViT:
@@ -55,12 +110,40 @@ def load_video(folder: str | Path) -> VideoViT:
     return _load(folder, VIDEO, VideoSettings, VideoViT)
 
 
+def save_latencies(tables: Sequence[LatencyTable], folder: str | Path) -> None:
+    """Write what was measured of a network's speed beside it; without tables, remove what stands there.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    file = Path(folder) / LATENCIES
+    if tables:
+        store.write_text(file, json.dumps([asdict(table) for table in tables], indent=1, allow_nan=False) + "\n")
+    else:
+        file.unlink(missing_ok=True)
+
+
+def load_latencies(folder: str | Path) -> tuple[LatencyTable, ...]:
+    """Read what `save_latencies` wrote; nothing where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = Path(folder) / LATENCIES
+    if not file.is_file():
+        return ()
+    try:
+        return store.decode(json.loads(file.read_text(encoding="utf-8")), tuple[LatencyTable, ...], "tables", str(file))
+    except ValueError as error:
+        raise ValueError(f"{file} holds no latencies ({error}). Remove it and measure again: nestor clock.") from error
+
+
 def _load(folder: str | Path, kind: str, settings: type, build: Callable[[Any], _Built]) -> _Built:
     stored = store.load(folder)
     where = f"{folder}/{store.CONFIG}"
     if stored.kind != kind:
         raise ValueError(f"{where} must be of kind {kind!r} to be loaded as a network; got {stored.kind!r}.")
-    decoded = _decoded(stored.settings, settings, "settings", where)
+    decoded = store.decode(stored.settings, settings, "settings", where)
     with torch.device("meta"):
         model = build(decoded)
     _check(stored.tensors, model.state_dict(), f"{folder}/{store.WEIGHTS}")
@@ -80,36 +163,3 @@ def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
     if lines:
         shown = "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
         raise ValueError(f"{len(lines)} tensors of {where} do not fit its settings: {shown}. Save the network again.")
-
-
-def _decoded(value: object, kind: Any, name: str, where: str) -> Any:
-    """Turn what JSON gave into the type that a field declares."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _record(value, kind, name, where)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        inner = get_args(kind)
-        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        if len(inner) == len(value):
-            return tuple(
-                _decoded(part, each, f"{name}[{i}]", where)
-                for i, (part, each) in enumerate(zip(value, inner, strict=True))
-            )
-    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(kind, type) and type(value) is kind:
-        return value
-    raise ValueError(f"{name} in {where} must be {getattr(kind, '__name__', kind)}; got {value!r}. Save it again.")
-
-
-def _record(value: object, kind: type, name: str, where: str) -> Any:
-    known = {field.name: field for field in fields(kind)}
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} in {where} must be an object; got {value!r}. Save it again.")
-    if unknown := sorted(value.keys() - known.keys()):
-        raise ValueError(f"{name} in {where} has unknown fields: {', '.join(unknown)}. Upgrade nestor, or remove them.")
-    # A field with a default may be younger than the file.
-    needed = {field.name for field in known.values() if field.default is MISSING and field.default_factory is MISSING}
-    if missing := sorted(needed - value.keys()):
-        raise ValueError(f"{name} in {where} lacks fields: {', '.join(missing)}. Save it again.")
-    hints = get_type_hints(kind)
-    return kind(**{key: _decoded(part, hints[key], f"{name}.{key}", where) for key, part in value.items()})

@@ -6,42 +6,36 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
 
-from nestor.models.vit import ViT, ViTSettings
+from nestor.models.vit import ViT
+from nestor.models.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from nestor.types import Output
 
 
 @final
-class Uniform(nn.Module):
+class Uniform(Wrapped):
     """A nested network in which all patches of every picture take the same expert, the widest that the budget allows.
+
+    Trained over the budgets of its widths, it is what MoNE calls MatViT, after MatFormer (arXiv 2310.07707).
 
     Args:
         model: a ViT, shared and not copied.
         budget: as in ViT; may be set between any two calls, or given with a call.
     """
 
-    def __init__(self, model: ViT, budget: float = 1.0):
-        super().__init__()
-        self.model, self.budget = model, budget
+    def run(self, images: Tensor, plan: tuple[int, ...]) -> Output:
+        """Run a plan, as from `plan`, on pictures (B, 3, H, W)."""
+        return self.model.run(images, plan)
 
-    @property
-    def settings(self) -> ViTSettings:
-        """Those of the nested network."""
-        return self.model.settings
-
-    def forward(self, images: Tensor, budget: float | None = None) -> Output:
-        """(B, 3, H, W) -> logits, tokens and routings.
-
-        Raises:
-            ValueError: when the pictures do not fit the patches, or the budget cannot be met.
-        """
-        rows, columns = self.model.embed.cells(images.shape)
-        return self.model.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
+    def budgets(self, patches: int) -> tuple[float, ...]:
+        """What each width costs as a share of the full network, rising: E budgets, the last 1."""
+        return tuple(self.macs(counts) / self.full_macs(patches) for counts in self._options(patches))
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches every expert serves: all of them the widest that fits, none the others.
@@ -49,8 +43,7 @@ class Uniform(nn.Module):
         Raises:
             ValueError: when the budget lies outside what the widths allow.
         """
-        full, experts = self.full_macs(patches), self.settings.nest.experts
-        options = [tuple(patches * (j == i) for j in range(experts)) for i in reversed(range(experts))]
+        full, options = self.full_macs(patches), reversed(self._options(patches))
         fitting = (counts for counts in options if budget <= 1 and self.macs(counts) / full <= budget)
         if (counts := next(fitting, None)) is not None:
             return counts
@@ -63,13 +56,14 @@ class Uniform(nn.Module):
         """Multiply-accumulates of one picture whose patches are spread over the experts like this."""
         return self.model.macs(plan)
 
-    def full_macs(self, patches: int) -> int:
-        """Multiply-accumulates of one picture with all patches at full width."""
-        return self.model.full_macs(patches)
-
     def least_budget(self, patches: int) -> float:
         """The smallest budget that the widths allow."""
         return self.model.least_budget(patches)
+
+    def _options(self, patches: int) -> list[tuple[int, ...]]:
+        """All patches at each width, the narrowest first."""
+        experts = self.settings.nest.experts
+        return [tuple(patches * (j == i) for j in range(experts)) for i in range(experts)]
 
 
 def randomly_routed(model: ViT) -> ViT:

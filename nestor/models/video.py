@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nestor.layers.nested import Nest, NestedBlock
 from nestor.layers.readout import Head, Readout
 from nestor.models.vit import ViT, ViTSettings
+from nestor.models.wrapped import Wrapped
 from nestor.ops.bands import sort
 from nestor.types import Output
 
@@ -222,5 +223,5 @@ class VideoViT(nn.Module):
         return self.macs([patches] + [0] * (self.settings.nest.experts - 1)) / self.full_macs(patches)
 
 
-Network: TypeAlias = ViT | VideoViT
-"""A network of either kind."""
+Network: TypeAlias = ViT | VideoViT | Wrapped
+"""A network of either kind, or another way to run the first."""

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 _SCORES = 1024
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(e)) v for each item and head.
+def attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(e) + log size) v for each item and head.
 
     On a CPU the backward pass of torch's flash attention in bfloat16 takes two to six times as long as that of plain
     matmuls, so that the latter are used where a gradient is wanted.
@@ -19,22 +19,32 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Args:
         query: (B, heads, n, e).
         key, value: (B, heads, m, e).
+        size: (B, m, 1), how often each key counts; once when None.
 
     Returns:
         (B, heads, n, e).
     """
     if _trained_on_cpu(query, key, value) and max(query.shape[2], key.shape[2]) <= _SCORES:
-        return by_matmul(query, key, value)
-    return F.scaled_dot_product_attention(query, key, value)
+        return by_matmul(query, key, value, size)
+    bias = None if size is None else _bias(size, query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
-def by_matmul(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def by_matmul(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None = None) -> Tensor:
     """The same with the matrix of scores (B, heads, n, m) in memory."""
     rows, columns, values = (part.flatten(0, 1) for part in (query, key, value))
+    bias = rows.new_zeros(1, 1, 1)
+    if size is not None:
+        bias = _bias(size, query.dtype).expand(-1, query.shape[1], -1, -1).flatten(0, 1)
     scores = torch.baddbmm(
-        rows.new_zeros(1, 1, 1), rows, columns.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5
+        bias, rows, columns.transpose(1, 2), beta=0 if size is None else 1, alpha=query.shape[-1] ** -0.5
     )
     return torch.bmm(scores.softmax(-1), values).unflatten(0, query.shape[:2])
+
+
+def _bias(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, 1, m): added to all scores of a key."""
+    return size.log().to(dtype).transpose(1, 2).unsqueeze(1)
 
 
 def _trained_on_cpu(*parts: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.ops.tokens import Merge
     from nestor.types import Sparse
 
 
@@ -30,6 +31,10 @@ class Band:
     """(B, n, 1): the squared norm of the channels beyond d, single precision."""
     gate: Tensor | None
     """(B, n, 1): the router's probability of this expert; None where nothing was decided."""
+    size: Tensor | None = None
+    """(B, n, 1): how many tokens each stands for; None where nothing was merged (nestor.ops.thin)."""
+    merge: Merge | None = None
+    """What became of the tokens that the band had at first; None where nothing was merged."""
 
 
 def sort(tokens: Tensor, routing: Sparse | None, counts: Sequence[int], widths: Sequence[int], prefix: int):
@@ -65,11 +70,18 @@ def sort(tokens: Tensor, routing: Sparse | None, counts: Sequence[int], widths: 
         if size == 0:
             continue
         whole, width = tokens[:, start : start + size], widths[expert]
-        tail = whole[..., width:].float().square().sum(-1, keepdim=True)
+        tail = _tail(whole, width)
         gate = None if gates is None else gates[:, start : start + size]
         bands.append(Band(expert, whole[..., :width].contiguous(), tail, gate))
         start += size
     return tuple(bands), order
+
+
+def _tail(tokens: Tensor, width: int) -> Tensor:
+    # A sum of no channels at all is not zero everywhere: some runtimes that networks are exported to refuse it.
+    if width == tokens.shape[-1]:
+        return tokens.new_zeros(*tokens.shape[:-1], 1, dtype=torch.float32)
+    return tokens[..., width:].float().square().sum(-1, keepdim=True)
 
 
 def unsort(rows: Sequence[Tensor], order: Tensor) -> Tensor:

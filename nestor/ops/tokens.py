@@ -29,9 +29,9 @@ class Merge:
             Tokens (B, length, D) and their sizes (B, length, 1).
         """
         place = self.target.unsqueeze(-1)
-        total = size.new_zeros(len(size), self.length, 1).scatter_add(1, place, size)
+        total = size.new_zeros(size.shape[0], self.length, 1).scatter_add(1, place, size)
         share = (size / total.gather(1, place)).to(tokens.dtype)
-        merged = tokens.new_zeros(len(tokens), self.length, tokens.shape[-1])
+        merged = tokens.new_zeros(tokens.shape[0], self.length, tokens.shape[-1])
         return merged.scatter_add(1, place.expand_as(tokens), tokens * share), total
 
     def unmerge(self, tokens: Tensor) -> Tensor:

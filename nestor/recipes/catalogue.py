@@ -32,23 +32,23 @@ class System:
     field: str
 
     @property
-    def recipe(self) -> str | None:
-        """Name of the recipe that builds it; None where there is none yet."""
-        return _recipes().get(self.arxiv)
+    def recipes(self) -> tuple[str, ...]:
+        """Names of the recipes that prove it; none where it is not built yet."""
+        return _recipes().get(self.arxiv, ())
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far a system has come: `works` when all claims of its evidence hold, `partly` when it is built, `not yet`.
+    """How far a system has come: `works` when all claims of all its recipes hold, `partly` when it is built, `not yet`.
 
     Attributes:
         state: one of STATES.
-        evidence: what its last full proof found, as JSON gives it; None where there is none.
-        current: whether the evidence was made with the sources as they are.
+        evidence: what the last full proof of each recipe found, as JSON gives it; those that have none are left out.
+        current: whether all evidence was made with the sources as they are.
     """
 
     state: str
-    evidence: dict | None = None
+    evidence: tuple[dict, ...] = ()
     current: bool = False
 
 
@@ -69,7 +69,7 @@ def system(name: str) -> System:
         ValueError: there is none.
     """
     for known in systems():
-        if name.casefold() in (known.name.casefold(), known.recipe, known.arxiv):
+        if name.casefold() in (known.name.casefold(), *known.recipes, known.arxiv):
             return known
     raise ValueError(f"{name!r} is no published system that is known here. `nestor recipes` lists them all.")
 
@@ -80,20 +80,28 @@ def state(known: System, evidence: Path) -> State:
     Raises:
         ValueError: its evidence cannot be read.
     """
-    if known.recipe is None:
+    if not known.recipes:
         return State(state="not yet")
-    path = evidence / f"{known.recipe}.json"
-    if not path.is_file():
-        return State(state="partly")
+    found = tuple(_read(evidence / f"{name}.json") for name in known.recipes if (evidence / f"{name}.json").is_file())
+    holds = len(found) == len(known.recipes) and all(claim["holds"] for each in found for claim in each["claims"])
+    current = bool(found) and all(each["sources"] == sources(each["recipe"]) for each in found)
+    return State(state="works" if holds else "partly", evidence=found, current=current)
+
+
+def _read(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        holds = bool(record["claims"]) and all(claim["holds"] for claim in record["claims"])
-        current = record["sources"] == sources(known.recipe)
+        told = [isinstance(claim["holds"], bool) for claim in record["claims"]]
+        if record["recipe"] != path.stem or not isinstance(record["sources"], str) or not told or not all(told):
+            raise ValueError("it is not whole")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no evidence ({error!r}). Run `nestor prove {known.recipe}` again.") from error
-    return State(state="works" if holds else "partly", evidence=record, current=current)
+        raise ValueError(f"{path} is no evidence ({error!r}). Run `nestor prove {path.stem}` again.") from error
+    return record
 
 
 @cache
-def _recipes() -> dict[str, str]:
-    return {find(name).ARXIV: name for name in names()}
+def _recipes() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names():
+        found[find(name).ARXIV] = (*found.get(find(name).ARXIV, ()), name)
+    return found

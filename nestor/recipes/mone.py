@@ -111,6 +111,7 @@ def _untrained(dense: ViT, images: torch.Tensor, test: Pictures) -> tuple[list[C
     sizes = (dense.settings.nest.widths[0], dense.settings.nest.hidden[0], dense.settings.nest.heads[0])
     shapes: dict[str, Nest] = {
         "default": shape(*sizes),
+        "default without merging": shape(*sizes, merge=0.0),
         "three widths": shape(*sizes, (0.25, 0.5, 1.0)),
         "published": published(*sizes),
     }

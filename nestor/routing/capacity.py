@@ -27,15 +27,8 @@ def solve(budget: float, costs: Sequence[float]) -> Capacity:
     Raises:
         ValueError: when no capacity has this mean cost.
     """
+    require(budget, costs)
     low, high = costs[0], costs[-1]
-    if any(b < a for a, b in pairwise(costs)):
-        raise ValueError(f"costs must not decrease from expert to expert; got {tuple(costs)}. Sort the experts.")
-    slack = 1e-9 * abs(high)
-    if not low - slack <= budget <= high + slack:
-        raise ValueError(
-            f"budget must lie in [{low:.4g}, {high:.4g}] for these costs; got {budget:.4g}. "
-            "Add a cheaper expert or change the budget."
-        )
     if high == low:
         return Capacity(fractions=(1 / len(costs),) * len(costs))
     scaled = [(cost - low) / (high - low) for cost in costs]
@@ -50,6 +43,23 @@ def solve(budget: float, costs: Sequence[float]) -> Capacity:
         else:
             hi = middle
     return Capacity(fractions=tuple(_shares(scaled, hi)))
+
+
+def require(budget: float, costs: Sequence[float]) -> None:
+    """Check that tokens of these costs, not decreasing, can cost `budget` on average.
+
+    Raises:
+        ValueError: when they cannot.
+    """
+    low, high = costs[0], costs[-1]
+    if any(b < a for a, b in pairwise(costs)):
+        raise ValueError(f"costs must not decrease from expert to expert; got {tuple(costs)}. Sort the experts.")
+    slack = 1e-9 * abs(high)
+    if not low - slack <= budget <= high + slack:
+        raise ValueError(
+            f"budget must lie in [{low:.4g}, {high:.4g}] for these costs; got {budget:.4g}. "
+            "Add a cheaper expert or change the budget."
+        )
 
 
 def whole(capacity: Capacity, tokens: int, cost: Callable[[Sequence[int]], float], limit: float) -> tuple[int, ...]:
@@ -108,4 +118,4 @@ def _shares(costs: Sequence[float], x: float) -> list[float]:
 
 
 def _mean(costs: Sequence[float], x: float) -> float:
-    return math.fsum(share * cost for share, cost in zip(_shares(costs, x), costs, strict=True))
+    return math.fsum([share * cost for share, cost in zip(_shares(costs, x), costs, strict=True)])

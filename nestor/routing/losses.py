@@ -113,6 +113,47 @@ def cost(routing: Sparse, costs: Sequence[float], mask: Tensor | None = None) ->
     return _average(probable @ _costs(costs, probable), mask)
 
 
+def affinity(routing: Sparse, task: Tensor, tasks: int, mask: Tensor | None = None) -> Tensor:
+    """(tasks, E): mean probability of each expert over the tokens of each task's items; zeros for a task without any.
+
+    Where a batch holds few of the tasks, keep a running mean of this without gradient for the others.
+
+    Args:
+        routing: of items of several tasks.
+        task: (B,).
+        tasks: how many there are.
+        mask: (B, T).
+
+    Raises:
+        ValueError: when there is not one task in [0, tasks) for each item.
+    """
+    B, T, E = routing.scores.shape
+    if task.shape != (B,) or (B and not 0 <= int(task.min()) <= int(task.max()) < tasks):
+        raise ValueError(f"affinity needs a task in [0, {tasks}) for each of {B} items; got {tuple(task.shape)}.")
+    probable = _origin(routing).logits.float().softmax(-1)
+    counted = probable.new_full((B,), float(T)) if mask is None else mask.sum(1).to(probable.dtype)
+    total = probable.new_zeros(tasks, E).index_add(0, task, _kept(probable, mask).sum(1))
+    number = probable.new_zeros(tasks).index_add(0, task, counted)
+    return total / number.clamp_min(1).unsqueeze(-1)
+
+
+def task_information(affinity: Tensor, share: Tensor | None = None) -> Tensor:
+    """Minus the mutual information of task and expert, in nats: less of it makes tasks claim few experts each, and all
+    experts used (Mod-Squad).
+
+    Args:
+        affinity: (tasks, E), from `affinity`, rows that add up to one, or to zero for tasks that do not count.
+        share: (tasks,) of the tasks; the same for all that count unless given.
+    """
+    counts = (affinity.detach().sum(-1) > 0).to(affinity.dtype)
+    share = counts if share is None else share.to(affinity) * counts
+    share = share / share.sum().clamp_min(1e-20)
+    joint = affinity * share.unsqueeze(-1)
+    expected = share.unsqueeze(-1) * joint.sum(0, keepdim=True)
+    floor = 1e-20
+    return -(joint * (joint.clamp_min(floor).log() - expected.clamp_min(floor).log())).sum()
+
+
 def _origin(routing: Sparse) -> Origin:
     if routing.origin is None:
         raise ValueError("this loss needs the logits of a decision; got a routing without origin. Let a Router decide.")

@@ -19,13 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def shape(width: int, hidden: int, heads: int, fractions: Sequence[float] = (0.25, 1.0), own: bool = True) -> Nest:
+# Gains at every budget at 224 px and loses at none at 112 px; 0.7 gains more at 224 and loses at 112.
+_MERGE = 0.5
+
+
+def shape(
+    width: int,
+    hidden: int,
+    heads: int,
+    fractions: Sequence[float] = (0.25, 1.0),
+    *,
+    own: bool = True,
+    merge: float | None = None,
+) -> Nest:
     """The default shape: hidden units in proportion to the channels, all heads, own matrices where slices lose most.
 
     Args:
         width, hidden, heads: of the dense network.
         fractions: of the channels, increasing, the last 1; 0 is a skip.
         own: whether narrow experts have matrices of their own, see Nest; a quarter width costs 8% more weights.
+        merge: how many tokens merge on the way, see Nest; 0.5 unless given, none where an expert is a skip.
 
     Raises:
         ValueError: when the fractions do not increase to 1.
@@ -37,6 +50,7 @@ def shape(width: int, hidden: int, heads: int, fractions: Sequence[float] = (0.2
         hidden=tuple(round(f * hidden) for f in fractions),
         heads=tuple(heads if f else 0 for f in fractions),
         own=own,
+        merge=_MERGE * (0 < fractions[0] < 1) if merge is None else merge,
     )
 
 

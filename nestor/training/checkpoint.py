@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nestor import store
+from nestor.models.wrapped import Wrapped
 from nestor.training.settings import described
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoint"
 FILE = "state.safetensors"
+RECORD = "fit.json"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
@@ -114,6 +116,19 @@ def read(
     return progress
 
 
+def result(out: Path, identity: Mapping[str, object]) -> dict[str, Tensor] | None:
+    """The final weights, where this folder holds what the very same run wrote at its end; else None."""
+    if file_of(out).exists():
+        return None
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        tensors = dict(store.load(out).tensors)
+        same = record["identity"] == json.loads(json.dumps(identity)) and record["result"] == fingerprint(tensors)
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return tensors if same else None
+
+
 def remove(out: Path) -> None:
     """Delete the checkpoint of a finished run."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
@@ -123,11 +138,20 @@ def identity(model: Network, pictures: Examples, settings: Fit, teacher: Network
     """All that the final weights of a run depend on."""
     flat = _flat("settings", described(settings))
     flat.pop("settings.checkpoint_every")
+    if isinstance(model, Wrapped):
+        flat |= {"run": [type(model).__name__, *_plans(model, pictures, settings)]}
     return flat | {
         "pictures": fingerprint_pictures(pictures),
         "teacher": None if teacher is None else fingerprint(teacher.state_dict()),
         "weights": fingerprint(model.state_dict()),
     }
+
+
+def _plans(model: Wrapped, pictures: Examples, settings: Fit) -> list[list[int]]:
+    """What a wrapper makes of a few budgets tells how it is set."""
+    rows, columns = model.cells((1, *pictures.shape))
+    least = model.least_budget(rows * columns)
+    return [list(model.plan(rows * columns, budget)) for budget in settings.budgets.shown(least)]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -36,10 +36,12 @@ def fit(
 
     With `out`, the run is resumed where a checkpoint of the same run lies there, with the same final weights, bit for
     bit on a CPU, as without the interruption; in the end `out` holds the network (nestor.models.saved) and fit.json.
+    Where it holds both already, of the same run from the same weights, nothing is trained again.
     Works alone and under `accelerate launch` or `torchrun`, where the processes share each batch.
 
     Args:
-        model: stays as it is; a ViT, or a VideoViT with clips in place of pictures.
+        model: stays as it is; a ViT, a rival that wraps one and is run as it runs (nestor.models.merged, pruned and
+            uniform), or a VideoViT with clips in place of pictures.
         pictures: labelled, unless a teacher teaches.
         settings: how to train; Fit() unless given.
         teacher: another network, whose full-budget tokens and logits are to be matched.

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestor.training.balance import balance
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nestor.models.video import Network
+    from nestor.training.balance import Balance, Guide
     from nestor.training.settings import Distil
     from nestor.types import Output
 
-PARTS = ("labels", "logits", "prefix", "patches")
+PARTS = ("labels", "logits", "prefix", "patches", "balance")
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -56,12 +61,22 @@ class Objective(nn.Module):
         smoothing: of the labels.
         labels: weight of the cross-entropy to the labels.
         sandwich: whether the full network runs beside the drawn budget.
+        balance: losses of the decisions that the network returns.
     """
 
-    def __init__(self, model: Network, loss: Distil, *, smoothing: float, labels: float, sandwich: bool):
+    def __init__(
+        self,
+        model: Network,
+        loss: Distil,
+        *,
+        smoothing: float,
+        labels: float,
+        sandwich: bool,
+        balance: Sequence[Balance | Guide] = (),
+    ):
         super().__init__()
         self.model, self.loss, self.smoothing = model, loss, smoothing
-        self.labels, self.sandwich = labels, sandwich
+        self.labels, self.sandwich, self.balance = labels, sandwich, tuple(balance)
 
     def forward(
         self, images: Tensor, labels: Tensor, budget: float, logits: Tensor | None, tokens: Tensor | None
@@ -101,5 +116,7 @@ class Objective(nn.Module):
                 parts["prefix"] = loss.prefix * misalignment(ours[:, :prefix], theirs[:, :prefix])
             if loss.patches:
                 parts["patches"] = loss.patches * misalignment(ours[:, prefix:], theirs[:, prefix:])
+        if self.balance:
+            parts["balance"] = balance(self.balance, output.routings, labels=labels)
         zero = torch.zeros((), device=labels.device)
         return torch.stack([parts.get(name, zero) for name in PARTS])

@@ -9,6 +9,7 @@ import platform
 import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from nestor import store
 from nestor.data import Pictures
-from nestor.models.saved import save_model
+from nestor.models.composed import Composed
+from nestor.models.saved import inside, save_model
 from nestor.training import checkpoint
 from nestor.training.checkpoint import Progress
 from nestor.training.checks import label_weight, patches_of, sandwiched
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from nestor.models.video import Network
     from nestor.training.report import Epoch
     from nestor.training.settings import Fit
-
-RECORD = "fit.json"
 
 # No tensor learns as if it were smaller than this; vectors, and matrices of zeros, as if they were at least so large.
 _SMALLEST, _FROM_NOTHING = 1e-3, 0.02
@@ -70,7 +70,7 @@ class Run:
             self.pictures = pictures.augmented(settings.augment, seed=settings.seed)
         self.batch = min(settings.batch, len(pictures) // parts * parts)
         self.each = len(pictures) // self.batch
-        self.steps = self.each * settings.epochs
+        self.steps = settings.steps or self.each * settings.epochs
         self.least = model.least_budget(patches_of(model, pictures))
         self.identity = checkpoint.identity(model, self.pictures, settings, teacher) if out else {}
         device = accelerator.device
@@ -83,16 +83,24 @@ class Run:
             smoothing=settings.smoothing,
             labels=label_weight(model, pictures, settings, teacher),
             sandwich=sandwiched(model, settings, teacher),
+            balance=settings.balance,
         )
         self.objective = accelerator.prepare(objective)
         self.progress = Progress(sums=(0.0,) * len(PARTS))
         self.kept: int | None = None
 
     def train(self, tensorboard: Path | None, workers: int) -> None:
-        """Run all steps that are left, then keep the result."""
+        """Run all steps that are left, then keep the result; nothing is left where `out` holds it already."""
         main = self.accelerator.is_main_process
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
+            if (result := checkpoint.result(self.out, self.identity)) is not None:
+                inside(self.student).load_state_dict(result)
+                if main:
+                    checkpoint.remove(self.out)
+                said = Report(steps=self.steps, done=self.steps, active=main)
+                said.say(f"{self.out} holds the result of this run already")
+                return
             if (found := checkpoint.read(self.out, self.student, self.optimizer, self.identity)) is not None:
                 self.progress, self.kept = found, found.step
         self.accelerator.wait_for_everyone()
@@ -103,10 +111,10 @@ class Run:
         ):
             if done:
                 report.say(f"resuming after step {done} of {self.steps}")
-            for epoch in range(done // self.each, self.settings.epochs):
+            for epoch in range(done // self.each, -(-self.steps // self.each)):
                 self._epoch(epoch, report, interrupt, workers)
         if self.out is not None and main:
-            store.write_text(self.out / RECORD, json.dumps(self._record(), indent=2) + "\n")
+            store.write_text(self.out / checkpoint.RECORD, json.dumps(self._record(), indent=2) + "\n")
             save_model(self.student, self.out)
             checkpoint.remove(self.out)
         self.accelerator.wait_for_everyone()
@@ -124,7 +132,7 @@ class Run:
         )
         loader = DataLoader(
             self.pictures.with_epoch(epoch),
-            batch_sampler=list(shares),
+            batch_sampler=list(islice(shares, self.steps - self.progress.step)),
             num_workers=workers,
             pin_memory=a.device.type == "cuda",
             generator=torch.Generator(),
@@ -135,7 +143,7 @@ class Run:
             now = time.monotonic()
             self.progress = replace(self.progress, seconds=self.progress.seconds + now - begin)
             begin = now
-            ended = self.progress.step % self.each == 0
+            ended = self.progress.step % self.each == 0 or self.progress.step == self.steps
             if ended:
                 self._note(epoch, report)
             if stop or ended or self.progress.step % self.settings.checkpoint_every == 0:
@@ -165,6 +173,8 @@ class Run:
             self._refuse(sum(values), norm, budget, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if isinstance(self.student, Composed):
+            self.student.settle((step + 1) / self.steps)
         sums = tuple(a + b for a, b in zip(self.progress.sums, values, strict=True))
         self.progress = replace(self.progress, step=step + 1, sums=sums)
         report.step(step + 1, parts=tuple(values), budget=budget, rate=rate, pictures=self.batch)
@@ -178,7 +188,8 @@ class Run:
 
     def _note(self, epoch: int, report: Report) -> None:
         """Close an epoch: its mean losses and, where asked for, accuracies."""
-        means = [total / self.each for total in self.progress.sums]
+        steps = self.progress.step - epoch * self.each
+        means = [total / steps for total in self.progress.sums]
         note: Epoch = {"epoch": epoch + 1, "loss": sum(means), "parts": dict(zip(PARTS, means, strict=True))}
         if self.validate is not None and self.accelerator.is_main_process:
             note["accuracy"] = {
@@ -228,6 +239,8 @@ class Run:
             "versions": {"python": platform.python_version()}
             | {name: _version(name) for name in ("nestor", "torch", "accelerate")},
             "epochs": list(self.progress.epochs),
+            "identity": self.identity,
+            "result": checkpoint.fingerprint(inside(self.student).state_dict()),
         }
 
 
@@ -242,7 +255,7 @@ def parameter_groups(model: Network, settings: Fit) -> list[dict[str, object]]:
         if not parameter.requires_grad:
             continue
         path = name.split(".")
-        head, gate = path[0] == "head", "router" in path or path[-1] == "alpha"
+        head, gate = "head" in path, "router" in path or path[-1] == "alpha"
         size = parameter.detach().float().square().mean().sqrt().item()
         matrix = parameter.ndim > 1 and not name.endswith("bias")
         scale = max(size, _SMALLEST if matrix and size else _FROM_NOTHING)

@@ -82,7 +82,7 @@ class Sampled:
     def shown(self, least: float) -> tuple[float, ...]:
         """The full network, the middle and the low end."""
         low, high = _feasible(self.low, least), _feasible(self.high, least)
-        return tuple(sorted({1.0, round((low + high) / 2, 2), low}, reverse=True))
+        return _some((1.0, round((low + high) / 2, 2), low), least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,67 @@ class Chosen:
 
     def shown(self, least: float) -> tuple[float, ...]:
         """The largest, the middle one and the smallest."""
-        known = sorted({_feasible(budget, least) for budget in self.budgets})
-        return tuple(sorted({known[0], known[len(known) // 2], known[-1]}, reverse=True))
+        return _some(self.budgets, least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurn:
+    """One of a few budgets each step, one after the other: the sum of their losses, a step for each term.
+
+    So are networks trained that have no other budgets, such as MatFormer's widths (`Uniform.budgets`). What lies below
+    the network's smallest budget is raised to it.
+
+    Raises:
+        ValueError: there is none, or one lies outside (0, 1].
+    """
+
+    budgets: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require_budgets(self.budgets)
+
+    def draw(self, seed: int, step: int, least: float) -> float:
+        """The next of them."""
+        return _feasible(self.budgets[step % len(self.budgets)], least)
+
+    def shown(self, least: float) -> tuple[float, ...]:
+        """The largest, the middle one and the smallest."""
+        return _some(self.budgets, least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandwich:
+    """The sandwich rule (arXiv 1903.05134), a step for each slice: the full network, the smallest, and some between.
+
+    With `Fit.sandwich` the full network runs in every step, and teaches the other where there is no teacher.
+
+    Attributes:
+        between: how many budgets, uniform over all that are feasible, follow on the full one and the smallest.
+
+    Raises:
+        ValueError: there are fewer than none between.
+    """
+
+    between: int = 2
+
+    def __post_init__(self) -> None:
+        if self.between < 0:
+            raise ValueError(f"between must be at least 0; got {self.between}. 2 is usual.")
+
+    def draw(self, seed: int, step: int, least: float) -> float:
+        """A number of two decimals where it is random, so that the plans of few budgets are made and kept."""
+        match step % (2 + self.between):
+            case 0:
+                return 1.0
+            case 1:
+                return _feasible(least, least)
+            case _:
+                place = np.random.default_rng((seed, step)).random()
+                return _feasible(round(least + (1 - least) * place, 2), least)
+
+    def shown(self, least: float) -> tuple[float, ...]:
+        """The full network, the middle and the smallest budget."""
+        return _some((1.0, round((least + 1) / 2, 2), least), least)
 
 
 def rate_factor(step: int, steps: int, warmup: float, floor: float = 0.01) -> float:
@@ -137,6 +196,11 @@ def batches(count: int, *, seed: int, epoch: int, batch: int, start: int, part: 
 
 def _feasible(budget: float, least: float) -> float:
     return min(1.0, max(budget, least + _SLACK))
+
+
+def _some(budgets: tuple[float, ...], least: float) -> tuple[float, ...]:
+    known = sorted({_feasible(budget, least) for budget in budgets})
+    return tuple(sorted({known[0], known[len(known) // 2], known[-1]}, reverse=True))
 
 
 def _require_budgets(budgets: tuple[float, ...]) -> None:

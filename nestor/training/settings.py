@@ -9,6 +9,7 @@ from nestor.training.schedule import Sampled
 
 if TYPE_CHECKING:
     from nestor.data import Augment
+    from nestor.training.balance import Balance, Guide
     from nestor.training.schedule import Budgets
 
 PRECISIONS = ("no", "bf16")
@@ -49,6 +50,7 @@ class Fit:
 
     Attributes:
         epochs: how often all pictures are shown.
+        steps: of the whole run, in place of epochs; the last epoch is cut short where it must be.
         batch: pictures of one step, all processes together.
         rate: highest learning rate (AdamW), as a share of each tensor's root mean square at the start; it rises
             linearly over the fraction `warmup` of all steps, then follows a cosine down to a hundredth. By default
@@ -60,19 +62,21 @@ class Fit:
         clip: largest norm of the gradient.
         smoothing: of the labels.
         seed: of data order, budgets and random changes.
-        budgets: Sampled, Chosen or Fixed.
+        budgets: Sampled, Chosen, InTurn, Sandwich or Fixed.
         loss: weights of the parts of the loss.
         sandwich: run the full network and the drawn budget in each step, the first teaching the second where there is
             no teacher; None for nested networks without a teacher only.
         precision: `no` (single) or `bf16` (autocast; weights stay single).
         checkpoint_every: steps between checkpoints; one is written after each epoch too.
         augment: random changes of the pictures.
+        balance: losses of the decisions that a network returns, for routers that choose freely.
 
     Raises:
         ValueError: a number lies outside its range.
     """
 
     epochs: int = 10
+    steps: int | None = None
     batch: int = 32
     rate: float = 3e-4
     head_rate: float = 1.0
@@ -88,10 +92,12 @@ class Fit:
     precision: str = "no"
     checkpoint_every: int = 100
     augment: Augment | None = None
+    balance: tuple[Balance | Guide, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "checkpoint_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("steps", self.steps, self.steps is None or self.steps >= 1, "at least 1")
         for name in ("rate", "clip"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "above 0")
         for name in ("head_rate", "router_rate", "decay", "seed"):

@@ -31,9 +31,16 @@ def read(name: str | Path) -> Plain:
         return _read_folder(path)
     if path.is_file():
         return _read_file(path)
-    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth") and _HUB_NAME.fullmatch(text):
-        return _read_folder(_download(text))
+    if is_hub_name(text):
+        return _read_folder(download(text))
     raise FileNotFoundError(f"A network must be {_FORMS}; got {text!r}, which is nothing here. Check the spelling.")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no file or folder may be one of the hub, `user/name`."""
+    path = Path(name)
+    weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth")
+    return not path.exists() and not weights and not name.startswith("timm:") and bool(_HUB_NAME.fullmatch(name))
 
 
 def _read_folder(folder: Path) -> Plain:
@@ -61,7 +68,11 @@ def _read_file(path: Path) -> Plain:
     return timm.from_tensors(read_safetensors(path), source=f"timm:{path.name}")
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
+    """The folder with a network of the hub, `user/name`, fetched unless it is here already.
+
+    Raises ImportError when huggingface_hub is missing, FileNotFoundError when the hub does not give the network.
+    """
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

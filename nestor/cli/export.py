@@ -1,0 +1,76 @@
+"""`nestor export`: a network for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nestor.cli import parse
+from nestor.cli.console import out as results
+from nestor.cli.console import waiting
+from nestor.cli.options import Folder, Size
+
+
+def export(
+    model: Folder,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="File for the program; of several budgets each has its own, with the budget in its name.",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--budget",
+            help="Fraction of the full network's multiply-accumulates, 1 by default; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option("--format", help="onnx: .onnx files that share their weights; torch: .pt2 files of torch.export."),
+    ] = "onnx",
+    size: Size = None,
+    inputs: Annotated[
+        str,
+        typer.Option("--inputs", help="normalised pictures, or pixels from 0 to 255 that the program normalises."),
+    ] = "normalised",
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            help="Any of logits, class_token and tokens, parted by commas; by default the first that the network has.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Write a program for one budget that runs without Nestor, once it was found to give what the network gives."""
+    out = parse.writable_file(out)
+    wanted = (1.0,) if budget is None else tuple(budget)
+
+    import nestor
+    from nestor.programs.write import files, require
+
+    files(out, wanted, format)
+    require(format)
+    with waiting(f"Loading {model}"):
+        network = nestor.load(str(model))
+    with waiting(f"Writing and checking {out}"):
+        written = nestor.export(
+            network,
+            out,
+            budgets=wanted,
+            format=format,
+            size=size,
+            inputs=inputs,
+            outputs=None if outputs is None else tuple(outputs.split(",")),
+            overwrite=overwrite,
+        )
+    for file in written:
+        results().print(f"{file}: {file.stat().st_size / 1e6:.3g} MB", markup=False, soft_wrap=True)

@@ -1,0 +1,74 @@
+"""`nestor serve`: answer pictures over HTTP, at the budget that the traffic allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nestor.cli import parse
+from nestor.cli.console import out as results
+from nestor.cli.console import say, waiting
+from nestor.cli.options import Budgets, Folder, Size
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: Folder,
+    p95: Annotated[
+        str, typer.Option("--p95", help="Time within which 95 of 100 requests shall be answered, like 80ms.")
+    ] = "100ms",
+    budgets: Budgets = None,
+    size: Size = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Of the model, in paths; by default the folder's.", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Most pictures that run together.")] = 16,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            help="File of API keys: a name and its secret on each line. Without it everybody may ask."
+            " Names share the server evenly.",
+            show_default=False,
+        ),
+    ] = None,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Of a request's body.")] = 16_000_000,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Of a picture.")] = 16_000_000,
+) -> None:
+    """Serve a network that spends less on each request when traffic grows; SIGTERM drains, SIGHUP loads it anew."""
+    target = parse.seconds(p95, "p95")
+    wanted = parse.budgets(budgets)
+    secrets = {} if keys is None else parse.keys(keys)
+    try:
+        from nestor.serving.server import Server, log_lines
+    except ModuleNotFoundError as error:
+        raise ImportError(f"Serving needs {error.name}. Install it: pip install 'nestor[serve]'") from error
+
+    import nestor
+    from nestor.serving.controller import Policy
+    from nestor.serving.guard import Keys, Limits
+    from nestor.serving.network import ServedViT
+
+    log_lines()
+    with waiting(f"Loading {model}"):
+        server = Server(
+            lambda: ServedViT(nestor.load(str(model)), wanted, size=size),
+            Policy(target=target),
+            batch=batch,
+            name=name or model.expanduser().resolve().name,
+            host=host,
+            port=port,
+            limits=Limits(size=max_bytes, pixels=max_pixels),
+            keys=Keys(secrets),
+        )
+    if host not in _LOCAL and not secrets:
+        say(f"Everybody who reaches {host} may ask; --keys says who may.")
+    shown = ", ".join(f"{budget:g}" for budget in server.engine.served.budgets)
+    results().print(f"{server.address} serves {server.front.name} at budgets {shown}", markup=False, soft_wrap=True)
+    server.serve_until_told()

@@ -1,0 +1,105 @@
+"""What transformers keeps in config.json: our settings, and labels as it knows them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from nestor.models.saved import KIND, TRANSFORMERS
+from nestor.models.vit import ViTSettings
+from nestor.store import FORMAT, VERSION, decode
+from nestor.surgery.nest import shape
+
+_WHERE = "this config"
+
+
+class NestorConfig(PreTrainedConfig):
+    """How a network is built, for transformers; `settings` are the fields of `ViTSettings` as JSON holds them.
+
+    Without settings it stands for an untrained elastic ViT-S/16. `num_labels` and `id2label` say what a classifier
+    tells apart; at first they are the settings' own classes. `format`, `version` and `kind` make the file ours too.
+
+    Raises:
+        ValueError: the settings are not those of a ViT.
+    """
+
+    model_type = TRANSFORMERS
+    format: str = FORMAT
+    version: int = VERSION
+    kind: str = KIND
+    settings: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.kind != KIND:
+            raise ValueError(f"transformers can take networks of kind {KIND!r}; this one is of kind {self.kind!r}.")
+        if self.settings is None:
+            nest = shape(384, 1536, 6)
+            self.settings = asdict(ViTSettings(nest=nest, depth=12, patch=16, grid=(14, 14)))
+        self.settings = json.loads(json.dumps(self.settings))
+        known = self._known()
+        if self.id2label is None and kwargs.get("num_labels") is None and known.classes:
+            self.id2label = dict(enumerate(known.labels or _numbered(known.classes)))
+        super().__post_init__(**kwargs)
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {str(label): int(i) for i, label in self.id2label.items()}
+
+    @classmethod
+    def of(cls, settings: ViTSettings) -> NestorConfig:
+        """The config of a network with these settings."""
+        return cls(settings=asdict(settings))
+
+    def network(self, *, head: bool) -> ViTSettings:
+        """The settings of the network that is meant, with a head for the labels or with none.
+
+        A head for another number of classes than the settings' own reads the same tokens; where there was none, it
+        reads class token and mean patch.
+        """
+        known = self._known()
+        if not head:
+            return replace(known, classes=0, labels=())
+        count = self.num_labels or 0
+        given: dict[Any, Any] = self.id2label or {}
+        names = tuple(str(given[i]) for i in range(count))
+        labels = known.labels if names == _numbered(count) and count == known.classes else names
+        kind = known.head if known.classes else "class_mean" if known.prefix else "mean"
+        return replace(known, classes=count, labels=labels, head=kind)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self._known().nest.widths[-1]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many blocks."""
+        return self._known().depth
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads of the widest expert."""
+        return self._known().nest.heads[-1]
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels that the weights were made for."""
+        return self._known().nominal
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self._known().patch
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a picture."""
+        return self._known().channels
+
+    def _known(self) -> ViTSettings:
+        return decode(self.settings, ViTSettings, "settings", _WHERE)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))

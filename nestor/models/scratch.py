@@ -1,0 +1,104 @@
+"""Ordinary vision transformers with random weights, to be trained from nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from nestor.layers.nested import Nest
+from nestor.models.vit import ViT, ViTSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def scratch(
+    labels: Sequence[str],
+    *,
+    side: int,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    prefix: int = 0,
+    head: str = "mean",
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    seed: int = 0,
+) -> ViT:
+    """An ordinary network for square pictures; `nestor.surgery.nest` makes it elastic.
+
+    Args:
+        labels: names of the classes.
+        side: of the pictures, in pixels.
+        patch: side of a patch; it divides that of the pictures.
+        width, depth, heads: of the network, whose hidden layers are four times as wide.
+        prefix: class and register tokens.
+        head: what the head reads, as in ViTSettings.
+        mean, std: of the pictures' channels.
+        seed: of the weights; torch's own generator stays as it is.
+
+    Raises:
+        ValueError: when the patch does not divide the side, or the heads do not divide the width.
+    """
+    if side % patch or width % heads:
+        raise ValueError(
+            f"the patch must divide the side and the heads the width; got {patch} and {side}, {heads} and {width}. "
+            "Take 4 and 28, 4 and 64, for instance."
+        )
+    settings = ViTSettings(
+        nest=Nest(widths=(width,), hidden=(4 * width,), heads=(heads,)),
+        depth=depth,
+        patch=patch,
+        grid=(side // patch, side // patch),
+        nominal=side,
+        prefix=prefix,
+        classes=len(labels),
+        labels=tuple(labels),
+        head=head,
+        scores=(),
+        mean=mean,
+        std=std,
+    )
+    return _random(settings, seed)
+
+
+def cheaper(model: ViT, budget: float, *, seed: int = 0) -> ViT:
+    """An ordinary network of the same depth with random weights: the widest that costs no more than this share.
+
+    Its hidden layers are four times as wide, and a little more where the channels leave some of the cost over.
+
+    Args:
+        model: with one expert.
+        budget: share of its multiply-accumulates.
+        seed: of the weights; torch's own generator stays as it is.
+
+    Raises:
+        ValueError: when the model has more than one expert, or no width is so cheap.
+    """
+    s = model.settings
+    if s.nest.experts != 1:
+        raise ValueError(f"a cheaper ordinary network follows from one with 1 expert; got {s.nest.experts}.")
+    rows, columns = s.grid
+    heads, most = s.nest.heads[0], budget * model.full_macs(rows * columns)
+
+    def sized(width: int, hidden: int) -> ViTSettings:
+        return replace(s, nest=Nest(widths=(width,), hidden=(hidden,), heads=(heads,)))
+
+    def cost(width: int, hidden: int) -> int:
+        with torch.device("meta"):
+            return ViT(sized(width, hidden)).full_macs(rows * columns)
+
+    widths = [d for d in range(heads, s.nest.widths[0] + 1, heads) if cost(d, 4 * d) <= most]
+    if not widths:
+        raise ValueError(f"the narrowest network, of width {heads}, costs more than {budget:.3g}. Raise the budget.")
+    least, more = (cost(widths[-1], 4 * widths[-1] + extra) for extra in (0, 1))
+    return _random(sized(widths[-1], 4 * widths[-1] + int((most - least) // (more - least))), seed)
+
+
+def _random(settings: ViTSettings, seed: int) -> ViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(settings)

@@ -1,0 +1,162 @@
+"""Which budget the next batch gets: the largest that keeps the promise on latency, for who waits and who comes next."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nestor.serving.times import Times
+
+# Share of answers that may be late by plan. The promise allows twice as many; the rest is for what no plan foresees.
+LATE = 0.025
+# Share of the server's time that the traffic may take at a budget: for staying there, and for going up to it.
+STAY, RISE = 0.95, 0.85
+# Seconds over which the traffic is averaged.
+MEMORY = 1.5
+# How much of the target is planned with; it follows the latencies that were seen.
+LEAST_MARGIN, MOST_MARGIN = 0.5, 0.92
+SEEN, RECENT = 20, 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the server promises, and within which bounds.
+
+    Attributes:
+        target: seconds from arrival within which 95 of 100 requests are answered.
+        capacity: rows that may wait.
+        patience: seconds after which a request without a deadline of its own is given up.
+        settle: seconds for which a higher budget must have been affordable before it is taken; one step each.
+
+    Raises:
+        ValueError: a number is not above 0.
+    """
+
+    target: float = 0.08
+    capacity: int = 1024
+    patience: float = 10.0
+    settle: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("target", "capacity", "patience", "settle"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite; got {value}.")
+
+
+class Controller:
+    """Chooses budget and size of each batch from the queue, learned service times and the target.
+
+    It goes down at once, and up one step at a time after a higher budget was affordable for a while.
+    """
+
+    def __init__(self, policy: Policy, times: Times):
+        self.policy, self.times = policy, times
+        self.level = len(times.budgets) - 1
+        self.margin = MOST_MARGIN
+        self._since: float | None = None
+        self._rate, self._last = 0.0, -math.inf
+        self._seen: deque[float] = deque(maxlen=RECENT)
+        self._judged = -math.inf
+
+    @property
+    def budget(self) -> float:
+        """What a batch is given that asks for nothing else."""
+        return self.times.budgets[self.level]
+
+    def arrive(self, now: float, rows: int) -> None:
+        """Take note of traffic, refused or not."""
+        self._rate = self.rate(now) + rows / MEMORY
+        self._last = max(now, self._last)
+
+    def rate(self, now: float) -> float:
+        """Rows a second that lately arrived."""
+        return self._rate * math.exp(-max(now - self._last, 0.0) / MEMORY)
+
+    def decide(self, now: float, slacks: Sequence[float]) -> tuple[float, int]:
+        """Budget and size of the next batch.
+
+        Args:
+            now: seconds.
+            slacks: seconds left for each row that waits, ascending; `margin` is taken off already.
+        """
+        rate, reached = self.rate(now), self.level
+        while reached >= 0 and not self._size(reached, slacks, rate, STAY):
+            reached -= 1
+        if reached < self.level:
+            self.level, self._since = max(reached, 0), None
+        else:
+            self._rise(now, slacks, rate)
+        return self.budget, self._size(self.level, slacks, rate, STAY) or self.size(self.budget)
+
+    def idle(self, now: float) -> None:
+        """Take note that nobody waits, so that a higher budget is affordable from now on."""
+        if self._since is None:
+            self._since = now
+
+    def size(self, budget: float) -> int:
+        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next."""
+        half = self.policy.target * self.margin / 2
+        short = [rows for rows in self.times.sizes if self.times.high(budget, rows) <= half]
+        return min(short or self.times.sizes[:1], key=lambda rows: (self.times.mean(budget, rows) / rows, rows))
+
+    def answered(self, now: float, shares: Iterable[float]) -> None:
+        """Take note of latencies, as shares of what was promised, and plan more or less carefully from then on."""
+        self._seen.extend(shares)
+        if len(self._seen) < SEEN or now - self._judged < self.policy.target:
+            return
+        self._judged = now
+        late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
+        if late > 1:
+            self.margin = max(LEAST_MARGIN, 0.95 * self.margin)
+            # What was late is paid for once.
+            self._seen.clear()
+        elif late < 0.9:
+            self.margin = min(MOST_MARGIN, self.margin + 0.005)
+
+    def _rise(self, now: float, slacks: Sequence[float], rate: float) -> None:
+        top = self.level
+        while top + 1 < len(self.times.budgets) and self._size(top + 1, slacks, rate, RISE):
+            top += 1
+        if top == self.level:
+            self._since = None
+            return
+        if self._since is None:
+            self._since = now
+        steps = math.floor((now - self._since) / self.policy.settle)
+        self.level = min(top, self.level + steps)
+        self._since += steps * self.policy.settle
+
+    def _size(self, level: int, slacks: Sequence[float], rate: float, busy: float) -> int:
+        """The size that empties the queue soonest among those that keep the promise at a level; 0 if there is none."""
+        budget, best, soonest = self.times.budgets[level], 0, math.inf
+        for size in self.times.sizes:
+            seconds = self.times.mean(budget, size)
+            if rate * seconds > busy * size:
+                continue
+            full, rest = divmod(len(slacks), size)
+            drain = full * seconds + (self.times.mean(budget, rest) if rest else 0.0)
+            if drain < soonest * (1 - 1e-9) and self._keeps(budget, size, slacks, rate):
+                best, soonest = size, drain
+        return best
+
+    def _keeps(self, budget: float, size: int, slacks: Sequence[float], rate: float) -> bool:
+        rows = len(slacks)
+        seconds = self.times.high(budget, max(1, min(size, rows)))
+        # Who cannot be saved is no reason to hurry; those who come after are looked at all the same.
+        hopeless = bisect_left(slacks, self.times.mean(self.times.budgets[0], 1))
+        for turn, first in enumerate(range(0, rows, size)):
+            # Slacks ascend, so that the first of a batch is the one that can wait least.
+            tightest = max(first, hopeless)
+            if tightest < min(first + size, rows) and slacks[tightest] < (turn + 1) * seconds:
+                return False
+        # Of those who come while the queue is emptied, the first wait too long if one more batch ends too late.
+        drain, target = -(-rows // size) * seconds, self.policy.target * self.margin
+        late = rate * min(max(drain + seconds - target, 0.0), drain)
+        return late <= LATE * (rows + rate * drain)

@@ -1,0 +1,316 @@
+"""The server's front: the Open Inference Protocol, pictures in and labels out, and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import anyio.to_thread
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from nestor import __version__
+from nestor.serving import schemas, tensors
+from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply
+from nestor.serving.metrics import Metrics
+from nestor.serving.order import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from starlette.types import Message
+    from torch import Tensor
+
+    from nestor.serving.engine import Answer, Engine
+    from nestor.serving.order import Order
+
+_Result = TypeVar("_Result")
+_HEADER = "inference-header-content-length"
+_Share = Annotated[float | None, Query(ge=0, le=1)]
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["picture"],
+        "properties": {"picture": {"type": "string", "format": "binary"}},
+    }
+}
+_FAILURES = {
+    400: "The request is wrong.",
+    401: "An API key is needed.",
+    404: "There is no such model.",
+    408: "The body took too long.",
+    413: "The body is too large.",
+    415: "The body is encoded.",
+    422: "A parameter is out of bounds.",
+    429: "Too much traffic; Retry-After says when to ask again.",
+    500: "The server failed, or the network's answer is not finite.",
+    503: "The server starts, stops, or lost a batch; ask again.",
+    504: "The deadline has passed.",
+}
+
+
+def _fails(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": schemas.Failure, "description": _FAILURES[code]} for code in codes}
+
+
+_INFER: dict[str, Any] = {
+    "response_model": schemas.Inferred,
+    "response_model_exclude_none": True,
+    "responses": _fails(400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+    | {200: {"content": {"application/octet-stream": _PICTURE}}},
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": schemas.inlined(schemas.Infer)},
+                "application/octet-stream": _PICTURE,
+            },
+        }
+    },
+}
+
+_PREDICT: dict[str, Any] = {
+    "response_model": schemas.Prediction,
+    "response_model_exclude_none": True,
+    "responses": _fails(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": _PICTURE, "image/*": _PICTURE, "multipart/form-data": _FORM},
+        }
+    },
+}
+
+
+class Front:
+    """The routes of one server.
+
+    Attributes:
+        leaving: set when the server is asked to stop: it is no longer ready, though whoever is in gets an answer.
+    """
+
+    def __init__(self, engine: Engine, *, name: str, limits: Limits, metrics: Metrics, decoders: int = 2):
+        self.engine, self.name, self.limits, self.metrics = engine, name, limits, metrics
+        self.leaving = False
+        self._decoders = anyio.CapacityLimiter(decoders)
+
+    async def live(self) -> schemas.Live:
+        """Whether the server runs."""
+        return schemas.Live(live=True)
+
+    async def ready(self) -> Response:
+        """Whether every budget is warmed up and requests are taken."""
+        ready = self.engine.ready and not self.leaving
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def server(self) -> schemas.Server:
+        """What the server is."""
+        return schemas.Server(name="nestor", version=__version__, extensions=["binary_tensor_data"])
+
+    async def model(self, name: str, version: str = "") -> Response:
+        """What a network takes, gives and allows."""
+        self._known(name, version)
+        return JSONResponse(tensors.metadata(self.name, self.engine.version, self.engine.served))
+
+    async def model_ready(self, name: str, version: str = "") -> Response:
+        """Whether a network takes requests."""
+        self._known(name, version)
+        return await self.ready()
+
+    async def infer(self, request: Request, name: str, version: str = "") -> Response:
+        """Run a network on tensors.
+
+        `parameters` may hold `budget` (fixed), `floor`, `ceiling`, `deadline_ms` or `timeout` (microseconds), and
+        `priority` (1 first, 3 last); the answer's hold budget, batch, queue and milliseconds.
+        """
+        self._known(name, version)
+        body = await read(request, self.limits)
+        arrived, served = self.engine.clock(), self.engine.served
+        with _asked():
+            inference = await self._aside(lambda: tensors.read(body, request.headers.get(_HEADER), served))
+        order = self._order(request, len(inference.images), arrived, inference.parameters)
+        answer = await self._answer(request, order, inference.images)
+        content, size = tensors.write(self.name, inference, answer)
+        if size is None:
+            return Response(content, media_type="application/json")
+        return Response(content, media_type="application/octet-stream", headers={_HEADER: str(size)})
+
+    async def predict(
+        self,
+        request: Request,
+        budget: _Share = None,
+        floor: _Share = None,
+        ceiling: _Share = None,
+        deadline_ms: Annotated[float | None, Query(gt=0, le=600_000)] = None,
+        priority: Annotated[int, Query(ge=0, le=3)] = 0,
+        top: Annotated[int, Query(ge=1, le=1000)] = 5,
+        routing: bool = False,
+    ) -> Response:
+        """Say what a picture shows. The picture is the body, or the part `picture` of a form."""
+        asked = {"budget": budget, "floor": floor, "ceiling": ceiling, "deadline_ms": deadline_ms, "priority": priority}
+        body = await read(request, self.limits)
+        arrived, served, pixels = self.engine.clock(), self.engine.served, self.limits.pixels
+        picture = await _picture(request, body)
+        # Who is turned away is so before the picture is decoded.
+        order = self._order(request, 1, arrived, asked)
+        with _asked():
+            images = await self._aside(lambda: served.prepare(picture, max_pixels=pixels))
+        answer = await self._answer(request, order, images)
+        content = self._prediction(request, answer, top) | ({"routing": _routing(answer)} if routing else {})
+        return JSONResponse(content)
+
+    async def numbers(self) -> Response:
+        """Everything that is counted, in Prometheus's text format."""
+        return Response(self.metrics.text(self.engine), media_type="text/plain; version=0.0.4")
+
+    async def _answer(self, request: Request, order: Order, images: Tensor) -> Answer:
+        answer = await asyncio.wrap_future(self.engine.submit(order, images))
+        request.state.trace.facts |= tensors.facts(answer)
+        return answer
+
+    def _order(self, request: Request, rows: int, arrived: float, parameters: Mapping[str, Any]) -> Order:
+        with _asked():
+            wishes = tensors.wishes(parameters)
+            return self.engine.order(rows, arrived=arrived, key=request.state.trace.key, **wishes)
+
+    def _prediction(self, request: Request, answer: Answer, top: int) -> dict[str, Any]:
+        trace = request.state.trace
+        chances, places = answer.logits[0].softmax(-1).topk(min(top, answer.logits.shape[-1]))
+        labels = [
+            {"label": answer.served.labels[place], "probability": chance}
+            for place, chance in zip(places.tolist(), chances.tolist(), strict=True)
+        ]
+        milliseconds = round(1e3 * (time.perf_counter() - trace.began), 3)
+        told = {"model": self.name, "version": str(answer.version), "labels": labels} | tensors.facts(answer)
+        return told | {"ms": milliseconds, "request_id": trace.id}
+
+    def _known(self, name: str, version: str) -> None:
+        # Names are compared, never looked for on disk.
+        if name != self.name:
+            raise RequestError(404, f"there is no such model; this server has {self.name!r}.")
+        if version and version != str(self.engine.version):
+            raise RequestError(404, f"there is no such version of {self.name!r}; now it is {self.engine.version}.")
+
+    async def _aside(self, work: Callable[[], _Result]) -> _Result:
+        """Do what takes long in a thread, so that others are answered meanwhile."""
+        return await anyio.to_thread.run_sync(work, limiter=self._decoders)
+
+
+def application(
+    engine: Engine,
+    *,
+    name: str = "elastic",
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    metrics: Metrics | None = None,
+    patience: float = 30.0,
+    failed: Callable[[BaseException], None] | None = None,
+) -> FastAPI:
+    """The server as an ASGI application; its engine is started with it, and drained before it ends.
+
+    Args:
+        engine: answers.
+        name: of the model, in paths.
+        limits: of one request.
+        keys: who may ask; by default everybody.
+        metrics: counted in; the engine's watch.
+        patience: seconds that draining may take.
+        failed: told why the engine could not start.
+    """
+    metrics = Metrics() if metrics is None else metrics
+    front = Front(engine, name=name, limits=Limits() if limits is None else limits, metrics=metrics)
+
+    def start() -> None:
+        try:
+            engine.start()
+        except BaseException as error:
+            if failed is None:
+                raise
+            failed(error)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        # The server is live, though not ready, while it warms up.
+        threading.Thread(target=start, name="nestor-start", daemon=True).start()
+        yield
+        await anyio.to_thread.run_sync(engine.drain, patience)
+
+    app = FastAPI(title="Nestor", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app.state.front = front
+    _route(app, front)
+    app.add_middleware(Guard, keys=Keys({}) if keys is None else keys, metrics=metrics)
+    for kind in (RequestError, RefusedError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _told)
+    return app
+
+
+def _route(app: FastAPI, front: Front) -> None:
+    ready: dict[str, Any] = {"response_model": schemas.Ready, "methods": ["GET"]}
+    not_ready = {503: {"model": schemas.Ready, "description": "Not yet, or no longer."}}
+    add = app.add_api_route
+    add("/v2/health/live", front.live, methods=["GET"])
+    add("/v2/health/ready", front.ready, responses=not_ready, **ready)
+    add("/v2", front.server, methods=["GET"], responses=_fails(401))
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        add(path, front.model, methods=["GET"], response_model=schemas.Model, responses=_fails(401, 404))
+        add(f"{path}/ready", front.model_ready, responses=_fails(401, 404) | not_ready, **ready)
+        add(f"{path}/infer", front.infer, methods=["POST"], **_INFER)
+    add("/predict", front.predict, methods=["POST"], **_PREDICT)
+    add("/metrics", front.numbers, methods=["GET"], response_class=PlainTextResponse, responses=_fails(401))
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Whatever is wrong within was asked wrongly."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(400, str(error)) from error
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = RequestError(error.status_code, str(error.detail))
+    elif isinstance(error, RequestValidationError):
+        found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        error = RequestError(422, f"a parameter is out of bounds: {found}.")
+    return reply(error, request.state.trace)
+
+
+async def _picture(request: Request, body: bytes) -> bytes:
+    """The picture in a body: all of it, or the part `picture` of a form.
+
+    Raises:
+        RequestError: the form is broken, or has no such part.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return body
+
+    async def once() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request(request.scope, once).form(max_files=1, max_fields=8) as form:
+            part = form.get("picture")
+            if not isinstance(part, UploadFile):
+                raise RequestError(400, "the form needs a part called picture, with a file name.")
+            return await part.read()
+    # What a parser says of a broken form is of many kinds.
+    except (HTTPException, MultiPartException, MultipartParseError, KeyError, ValueError) as error:
+        raise RequestError(400, f"the form is broken: {getattr(error, 'detail', error)}.") from error
+
+
+def _routing(answer: Answer) -> dict[str, Any] | None:
+    if answer.experts is None:
+        return None
+    return {"experts": answer.experts[0].unflatten(0, answer.served.cells).tolist()}

@@ -1,0 +1,142 @@
+"""The network behind the server: what it answers at each declared budget, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from nestor.data.decode import MAX_PIXELS, decode, square
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from nestor.models.vit import ViT
+
+STEPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one batch gives: logits (B, classes), and which expert each patch took (B, rows x columns), if any did."""
+
+    logits: Tensor
+    experts: Tensor | None = None
+
+
+class Served(Protocol):
+    """What a server needs of a network: any dial will do that trades quality for time."""
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The declared budgets, ascending."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture: channels, height, width."""
+        ...
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of patches; (0, 0) where nothing is routed."""
+        ...
+
+    def prepare(self, picture: bytes, *, max_pixels: int) -> Tensor:
+        """An encoded picture as the network wants it: (1, channels, height, width)."""
+        ...
+
+    def run(self, images: Tensor, budget: float) -> Answers:
+        """Answers to (B, channels, height, width) at a declared budget, on the CPU."""
+        ...
+
+
+class ServedViT:
+    """An elastic vision transformer behind a server.
+
+    Args:
+        model: the network, with a head.
+        budgets: that it may be run at; by default steps of a tenth, from the least that the widths allow.
+        size: side of the pictures in pixels; by default the network's nominal one.
+
+    Raises:
+        ValueError: it has no head, a budget cannot be kept, or the patches do not divide the size.
+    """
+
+    def __init__(self, model: ViT, budgets: Sequence[float] | None = None, *, size: int | None = None):
+        settings = model.settings
+        if not settings.classes:
+            raise ValueError("serving needs a network with a head; this one has none. Give it one: nestor fit.")
+        side = settings.nominal if size is None else size
+        self.model, self.shape = model.eval(), (settings.channels, side, side)
+        rows, columns = model.cells((1, *self.shape))
+        self._patches, elastic = rows * columns, settings.nest.experts > 1
+        self.cells = (rows, columns) if elastic else (0, 0)
+        if budgets is None:
+            least = model.least_budget(self._patches) if elastic else 1.0
+            # The least one itself, rounded up so that it can be named.
+            budgets = {min(1.0, -(-least * 100 // 1) / 100), *(each for each in STEPS if each >= least)}
+        if not budgets:
+            raise ValueError("a server needs at least one budget; got none. Try .3,.5,.7,1.")
+        self.budgets = tuple(sorted(set(budgets)))
+        for budget in self.budgets:
+            model.plan(self._patches, budget)
+        self.labels = settings.labels or tuple(map(str, range(settings.classes)))
+
+    def prepare(self, picture: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """Decode, scale so that the square is covered, crop, normalise: (1, 3, size, size).
+
+        Raises:
+            ValueError: the picture is damaged, too large, or of a format that is not read.
+        """
+        side = self.shape[-1]
+        pixels = square(decode(picture, at_least=side, max_pixels=max_pixels), side).float() / 255
+        mean, std = (torch.tensor(of).view(3, 1, 1) for of in (self.model.settings.mean, self.model.settings.std))
+        return ((pixels - mean) / std).unsqueeze(0)
+
+    def run(self, images: Tensor, budget: float) -> Answers:
+        """Logits and routing of pictures (B, 3, H, W) at a declared budget."""
+        with torch.inference_mode():
+            output = self.model(images.to(self.model.embed.weight), budget=budget)
+            logits = output.logits.float().cpu()
+            routing = output.routings[0].index[..., 0].to("cpu", torch.int32) if output.routings else None
+        return Answers(logits=logits, experts=routing)
+
+
+def sizes(most: int) -> tuple[int, ...]:
+    """The sizes of batches that are measured: powers of two up to the largest, and that one.
+
+    Raises:
+        ValueError: the largest is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"a batch must hold at least 1 picture; got {most}.")
+    return tuple(sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most}))
+
+
+def warm_up(
+    served: Served, most: int, *, clock: Callable[[], float] = time.perf_counter, rounds: int = ROUNDS
+) -> dict[tuple[float, int], float]:
+    """Run every declared budget at every size of batch and say how many seconds each took at its quickest."""
+    taken: dict[tuple[float, int], float] = {}
+    for turn in range(rounds):
+        for rows in sizes(most):
+            images = torch.zeros(rows, *served.shape)
+            for budget in served.budgets:
+                begin = clock()
+                served.run(images, budget)
+                seconds = max(clock() - begin, 1e-6)
+                # The first call pays for memory and plans.
+                if turn:
+                    taken[budget, rows] = min(seconds, taken.get((budget, rows), seconds))
+    return taken

@@ -1,0 +1,269 @@
+"""The engine on tiny networks: the network's own answers, crashes, draining, reloading."""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+import torch
+from nets import small
+
+from nestor.serving.controller import Policy
+from nestor.serving.engine import Answer, Engine
+from nestor.serving.network import Answers, ServedViT, sizes, warm_up
+from nestor.serving.order import RefusedError
+
+WAIT = 30
+# Tiny networks answer within a millisecond or two; what a loaded machine adds to that is no matter here.
+PATIENT = Policy(target=20.0, patience=60.0)
+
+
+class Gated(ServedViT):
+    """A network that waits at a gate, and fails when it is told to."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.gate, self.entered, self.error = threading.Event(), threading.Event(), None
+        self.gate.set()
+
+    def run(self, images: torch.Tensor, budget: float) -> Answers:
+        self.entered.set()
+        assert self.gate.wait(WAIT)
+        if self.error is not None:
+            raise self.error
+        return super().run(images, budget)
+
+    def shut(self) -> None:
+        """Close the gate behind whoever is in."""
+        self.gate.clear()
+        self.entered.clear()
+
+
+class Counted:
+    """Counts what an engine tells."""
+
+    def __init__(self):
+        self.batches, self.kinds = [], []
+
+    def batch(self, batch, seconds):
+        assert seconds > 0
+        self.batches.append((batch.budget, batch.rows))
+
+    def refused(self, kind):
+        self.kinds.append(kind)
+
+
+def started(served: ServedViT, policy: Policy = PATIENT, **options) -> Engine:
+    engine = Engine(served, policy, batch=4, **options)
+    engine.start()
+    return engine
+
+
+def ask(engine: Engine, images: torch.Tensor, **wishes) -> Future[Answer]:
+    return engine.submit(engine.order(len(images), **wishes), images)
+
+
+def pictures(count: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def kind(future: Future[Answer]) -> str:
+    with pytest.raises(RefusedError) as refused:
+        future.result(WAIT)
+    return refused.value.kind
+
+
+def test_what_is_served_is_what_the_network_says_offline():
+    served = ServedViT(small())
+    engine = started(served)
+    for budget in served.budgets:
+        images = pictures(2)
+        answer = ask(engine, images, floor=budget, ceiling=budget).result(WAIT)
+        with torch.inference_mode():
+            offline = small().eval()(images, budget=budget)
+        assert (answer.budget, answer.batch, answer.version) == (budget, 2, 1)
+        assert torch.equal(answer.logits, offline.logits)
+        assert torch.equal(answer.experts, offline.routings[0].index[..., 0].int())
+    assert engine.drain(WAIT)
+
+
+def test_requests_that_run_together_get_their_own_rows_back():
+    served, watch = Gated(small()), Counted()
+    engine = started(served, watch=watch)
+    served.shut()
+    first = ask(engine, pictures(1))
+    assert served.entered.wait(WAIT)
+    asked = [pictures(count, seed) for seed, count in enumerate((1, 2, 1), start=1)]
+    futures = [ask(engine, images) for images in asked]
+    assert engine.rows == 4
+    served.gate.set()
+    for images, future in zip(asked, futures, strict=True):
+        answer = future.result(WAIT)
+        assert answer.queue + answer.batch <= 4
+        offline = served.run(images, answer.budget)
+        torch.testing.assert_close(answer.logits, offline.logits, rtol=0, atol=1e-5)
+    assert first.result(WAIT).batch == 1
+    assert engine.drain(WAIT)
+    assert sum(rows for _, rows in watch.batches) == 5
+
+
+def test_a_batch_that_crashes_is_answered_and_the_next_one_runs(caplog):
+    served, watch = Gated(small()), Counted()
+    engine = started(served, watch=watch)
+    for error in (RuntimeError("out of memory"), MemoryError(), SystemExit(1)):
+        served.error = error
+        future = ask(engine, pictures())
+        assert kind(future) == "crashed"
+    served.error = None
+    assert ask(engine, pictures()).result(WAIT).logits.shape == (1, 3)
+    assert watch.kinds == ["crashed"] * 3
+    assert caplog.text.count("a batch of 1 failed") == 3
+    assert engine.drain(WAIT)
+
+
+def test_an_answer_that_is_not_finite_fails_alone():
+    served = Gated(small())
+    engine = started(served)
+    served.shut()
+    ask(engine, pictures())
+    assert served.entered.wait(WAIT)
+    bad, good = ask(engine, pictures() * torch.nan, key="a"), ask(engine, pictures(), key="b")
+    served.gate.set()
+    assert kind(bad) == "not_finite"
+    assert good.result(WAIT).logits.isfinite().all()
+    assert engine.drain(WAIT)
+
+
+def test_draining_answers_who_is_in_and_refuses_who_comes():
+    served = Gated(small())
+    engine = started(served)
+    served.shut()
+    futures = [ask(engine, pictures(), key=str(i)) for i in range(6)]
+    ordered = engine.order(1)
+    engine.close()
+    assert not engine.ready
+    assert kind(engine.submit(ordered, pictures())) == "draining"
+    with pytest.raises(RefusedError, match="the server is stopping"):
+        engine.order(1)
+    served.gate.set()
+    assert engine.drain(WAIT)
+    assert all(future.result(0).logits.shape == (1, 3) for future in futures)
+
+
+def test_draining_that_takes_too_long_refuses_who_waits():
+    served = Gated(small())
+    engine = started(served)
+    served.shut()
+    running = ask(engine, pictures())
+    assert served.entered.wait(WAIT)
+    waiting = ask(engine, pictures())
+    assert not engine.drain(0.0)
+    assert kind(waiting) == "draining"
+    served.gate.set()
+    assert running.result(WAIT).logits.shape == (1, 3)
+    assert engine.drain(WAIT)
+
+
+def test_reloading_drops_nobody():
+    old, new = Gated(small()), Gated(small(seed=1))
+    engine = started(old)
+    old.shut()
+    before = ask(engine, pictures())
+    assert old.entered.wait(WAIT)
+    after = [ask(engine, pictures(), key=str(i)) for i in range(5)]
+    engine.reload(new)
+    old.gate.set()
+    assert before.result(WAIT).version == 1
+    for future in after:
+        answer = future.result(WAIT)
+        assert (answer.version, answer.served) == (2, new)
+        torch.testing.assert_close(answer.logits, new.run(pictures(), answer.budget).logits, rtol=0, atol=1e-5)
+    assert engine.drain(WAIT)
+
+
+def test_a_network_that_breaks_what_clients_were_promised_is_not_taken():
+    engine = started(ServedViT(small(), (0.7, 1.0)))
+    with pytest.raises(ValueError, match="a new network must keep the budgets"):
+        engine.reload(ServedViT(small(), (0.6, 1.0)))
+    with pytest.raises(ValueError, match=r"a new network must keep the shape \(3, 16, 16\); got \(3, 32, 32\)"):
+        engine.reload(ServedViT(small(), engine.served.budgets, size=32))
+    assert engine.version == 1
+    assert engine.drain(WAIT)
+
+
+def test_wrong_requests():
+    engine = Engine(ServedViT(small()), PATIENT, batch=4)
+    with pytest.raises(RefusedError, match="not ready yet"):
+        engine.order(1)
+    engine.start()
+    with pytest.raises(ValueError, match="at most 4 pictures; got 5"):
+        engine.order(5)
+    with pytest.raises(ValueError, match="the budget must be one of"):
+        engine.order(1, floor=0.123, ceiling=0.123)
+    order = engine.order(2)
+    with pytest.raises(ValueError, match=r"images must be of shape \(2, 3, 16, 16\); got \(1, 3, 16, 16\)"):
+        engine.submit(order, pictures())
+    assert engine.drain(WAIT)
+
+
+def test_a_full_server_says_so_before_anything_is_read():
+    served, watch = Gated(small()), Counted()
+    engine = started(served, replace(PATIENT, capacity=2), watch=watch)
+    served.shut()
+    futures = [ask(engine, pictures())]
+    assert served.entered.wait(WAIT)
+    futures += [ask(engine, pictures()) for _ in range(2)]
+    with pytest.raises(RefusedError, match="2 pictures wait already") as refused:
+        engine.order(1)
+    assert refused.value.after is not None
+    assert watch.kinds == ["overloaded"]
+    served.gate.set()
+    assert all(future.result(WAIT).logits.shape == (1, 3) for future in futures)
+    assert engine.drain(WAIT)
+
+
+def test_a_promise_that_no_picture_can_keep_is_not_given():
+    with pytest.raises(ValueError, match=r"the target of 0 ms is shorter than one picture takes at budget"):
+        started(ServedViT(small()), Policy(target=1e-9))
+
+
+def test_stopping_before_the_start():
+    engine = Engine(ServedViT(small()), PATIENT, batch=1)
+    assert engine.drain(0.0)
+    engine.start()
+    assert not engine.ready
+
+
+def test_the_warm_up_runs_every_budget_at_every_size():
+    class Clocked(ServedViT):
+        now, calls = 0.0, 0
+
+        def run(self, images, budget):
+            # The first call of all takes long, as it does.
+            self.now += 100.0 if not self.calls else budget * len(images)
+            self.calls += 1
+            return super().run(images, budget)
+
+    served = Clocked(small(), (0.5, 1.0))
+    taken = warm_up(served, 6, clock=lambda: served.now)
+    assert taken == {(budget, rows): pytest.approx(budget * rows) for budget in (0.5, 1.0) for rows in (1, 2, 4, 6)}
+
+
+def test_sizes_and_budgets():
+    assert sizes(1) == (1,)
+    assert sizes(16) == (1, 2, 4, 8, 16)
+    assert sizes(20) == (1, 2, 4, 8, 16, 20)
+    with pytest.raises(ValueError, match="at least 1 picture; got 0"):
+        sizes(0)
+    model = small()
+    served = ServedViT(model)
+    assert served.budgets[-1] == 1.0
+    assert served.budgets[0] - 0.01 < model.least_budget(16) <= served.budgets[0]
+    assert ServedViT(small("dense")).budgets == (1.0,)
+    assert ServedViT(small("dense")).cells == (0, 0)
+    with pytest.raises(ValueError, match="at least one budget; got none"):
+        ServedViT(model, ())
+    with pytest.raises(ValueError, match="budget must lie in"):
+        ServedViT(model, (0.01, 1.0))
+    with pytest.raises(ValueError, match="serving needs a network with a head"):
+        ServedViT(small(classes=0))
