@@ -43,8 +43,7 @@ def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Set
     if not trains:
         yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, networks.plain, images)
         yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
-    for name in settings.elastic:
-        network = getattr(cast, name)
+    for name, network in cast.elastic.items():
         for budget in settings.budgets:
             if name == "merged" and budget == 1:
                 # Nothing is merged then, and the dense network has been timed.

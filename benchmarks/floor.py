@@ -61,7 +61,8 @@ def measure(settings: Settings) -> Rates:
         for cell in settings.cells
         for rows, inputs, outputs in SUBJECTS[cell.subject].shapes
     ]
-    cubes = [(cell.precision, *(settings.cube,) * 3) for cell in settings.cells]
+    side = settings.cube
+    cubes = [(cell.precision, side, side, side) for cell in settings.cells]
     wanted = list(dict.fromkeys((*occurring, *cubes)))
     rounds = min(7, settings.rounds)
     watched = watch(wanted, total=len(wanted), what="Measuring the machine's rates")

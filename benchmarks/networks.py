@@ -16,6 +16,8 @@ from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest, published, shape
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from benchmarks.settings import Vision
     from nestor.models.plain import Plain
     from nestor.models.vit import ViT
@@ -33,27 +35,25 @@ class Networks:
         dense: the same in our own class.
         timm: the same in timm's, from which the weights come.
         transformers: one of the same sizes in transformers (SDPA), with weights of its own.
-        nested: `dense` in the default shape.
-        published: `dense` in the published shape.
-        merged: token merging on `dense`.
+        elastic: what was made from `dense`, by name: `nested` (the default shape), `published` (its shape), `merged`
+            (token merging).
     """
 
     plain: Plain
     dense: ViT
     timm: nn.Module
     transformers: nn.Module
-    nested: ViT
-    published: ViT
-    merged: Merged
+    elastic: Mapping[str, ViT | Merged]
 
     def to(self, precision: str) -> Networks:
         """A copy in `float32` or `bfloat16`, in which token merging shares the dense network."""
         kind = getattr(torch, precision)
-        parts: dict[str, Any] = {
-            name: copy.deepcopy(getattr(self, name)).to(kind)
-            for name in ("dense", "timm", "transformers", "nested", "published")
+        dense, timm, transformers = (copy.deepcopy(n).to(kind) for n in (self.dense, self.timm, self.transformers))
+        elastic = {
+            name: Merged(dense) if isinstance(network, Merged) else copy.deepcopy(network).to(kind)
+            for name, network in self.elastic.items()
         }
-        return Networks(plain=self.plain, **parts, merged=Merged(parts["dense"]))
+        return Networks(plain=self.plain, dense=dense, timm=timm, transformers=transformers, elastic=elastic)
 
 
 @final
@@ -70,8 +70,13 @@ class Logits(nn.Module):
         return output if isinstance(output, Tensor) else output.logits
 
 
-def build(vision: Vision, seed: int = 0) -> Networks:
+def build(vision: Vision, elastic: Sequence[str], seed: int = 0) -> Networks:
     """All networks of these sizes, in single precision and evaluation mode.
+
+    Args:
+        vision: the sizes.
+        elastic: which of `nested`, `published` and `merged` are wanted.
+        seed: of the weights.
 
     Raises:
         ImportError: timm or transformers is missing.
@@ -102,14 +107,17 @@ def build(vision: Vision, seed: int = 0) -> Networks:
     plain = from_model(theirs, theirs.state_dict(), {}, source="timm:benchmark")
     dense = fold(plain)
     sizes = (v.width, 4 * v.width, v.heads)
+    made: dict[str, Callable[[], ViT | Merged]] = {
+        "nested": lambda: nest(dense, pictures, nest=shape(*sizes), compensated=False),
+        "published": lambda: nest(dense, pictures, nest=published(*sizes), compensated=False),
+        "merged": lambda: Merged(dense),
+    }
     return Networks(
         plain=plain,
         dense=dense,
         timm=theirs,
         transformers=others,
-        nested=nest(dense, pictures, nest=shape(*sizes), compensated=False),
-        published=nest(dense, pictures, nest=published(*sizes), compensated=False),
-        merged=Merged(dense),
+        elastic={name: made[name]() for name in elastic},
     )
 
 

@@ -21,7 +21,7 @@ REST = "others"
 
 
 def operators(vision: Vision, networks: Networks, cell: Cell, settings: Settings) -> tuple[Operator, ...]:
-    """Profile the dense networks and the nested one at every budget, each in eager mode and after a warm-up.
+    """Profile the dense networks and, if there is one, the nested one at every budget, in eager mode and warmed up.
 
     Args:
         vision: their sizes.
@@ -31,8 +31,10 @@ def operators(vision: Vision, networks: Networks, cell: Cell, settings: Settings
     """
     cast, images = networks.to(cell.precision), pictures(vision, cell)
     runs = {"ours": Logits(cast.dense), "timm": Logits(cast.timm), "transformers": Logits(cast.transformers)}
-    reachable = [b for b in settings.budgets if b >= cast.nested.least_budget(vision.patches)]
-    runs |= {f"nested {budget:g}": Logits(cast.nested, budget) for budget in reachable}
+    nested = cast.elastic.get("nested")
+    if nested is not None:
+        reachable = [budget for budget in settings.budgets if budget >= nested.least_budget(vision.patches)]
+        runs |= {f"nested {budget:g}": Logits(nested, budget) for budget in reachable}
     with torch.inference_mode():
         taken = {name: _times(lambda run=run: run(images), settings.rounds) for name, run in runs.items()}
     total: dict[str, float] = {}

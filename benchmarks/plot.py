@@ -44,7 +44,7 @@ def draw(report: Report) -> Figure:
             _panel(panel, mine, names, named=cell == curves[0])
         else:
             _bars(panel, mine)
-        words = f"{cell.subject}, batch {cell.batch}, {SHORT[cell.precision]}{WORKS[cell.work]}"
+        words = f"{cell.subject}\nbatch {cell.batch}, {SHORT[cell.precision]}{WORKS[cell.work]}"
         panel.set_title(words, loc="left", fontsize="small")
     for panel in axes[len(cells) :]:
         panel.set_axis_off()
@@ -80,10 +80,14 @@ def _panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], *, named: bool
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     """Time of layers without a dial."""
-    shown = rows[::-1]
-    colours = [GREY if row.kind == "dense" else COLOURS[row.kind == "rival"] for row in shown]
-    axes.barh([row.name for row in shown], [100 / row.speed_up for row in shown], color=colours)
+    colours = [GREY if row.kind == "dense" else COLOURS[row.kind == "rival"] for row in rows]
+    times = [100 / row.speed_up for row in rows]
+    axes.barh(range(len(rows)), times, color=colours, alpha=0.6)
+    for place, row in enumerate(rows):
+        # Inside, because names beside the panel would leave it no room.
+        axes.text(0.02, place, row.name, va="center", fontsize="small", transform=axes.get_yaxis_transform())
     axes.axvline(100, color=GREY, linestyle="--", linewidth=1)
-    axes.set_xlabel("time, % of dense at equal active work")
-    axes.tick_params(axis="y", labelsize="small")
+    axes.invert_yaxis()
+    axes.set_yticks([])
+    axes.set_xlabel("time, % of dense at equal work")
     axes.spines[["top", "right"]].set_visible(False)

@@ -70,7 +70,9 @@ def compiled(network: nn.Module, inputs: Tensor) -> Call:
         raise UnavailableError("no compiler")
 
     def first() -> Call:
-        run = torch.compile(network.eval(), dynamic=False, options={"freezing": True})
+        # Once as it is, since what a network remembers from its first call would have it compiled again.
+        predict(network, inputs)
+        run = torch.compile(network, dynamic=False, options={"freezing": True})
 
         def call() -> Tensor:
             with torch.inference_mode():

@@ -150,7 +150,7 @@ class Settings:
     compiled: tuple[str, ...] = ("ours", "nested")
     compiled_budgets: tuple[float, ...] = (0.5,)
     rounds: int = 20
-    seconds: float = 30.0
+    seconds: float = 20.0
     cube: int = 2048
     memory: int = 512 << 20
     operators: int = 0

@@ -125,7 +125,7 @@ def _with_race(report: Report, cell: Cell, settings: Settings, known: dict[str, 
     else:
         if cell.subject not in known:
             known.clear()
-            known[cell.subject] = build(subject)
+            known[cell.subject] = build(subject, settings.elastic)
         entries = list(vision_entries(subject, known[cell.subject], cell, settings))
         if settings.operators and cell.work == "predict":
             found = operators(subject, known[cell.subject], cell, settings)

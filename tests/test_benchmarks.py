@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from benchmarks import mixtures, runtimes, speed
@@ -51,7 +52,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     assert isinstance(NANO, Vision)
-    return build(replace(NANO, scaled=True))
+    return build(replace(NANO, scaled=True), TINY.elastic)
 
 
 def test_every_cell_has_its_rows(report: Report):
@@ -226,9 +227,7 @@ def test_all_compute_the_same(networks: Networks):
     assert wanted.abs().max() > 0.01
     found = {
         "ours": networks.dense(images).logits,
-        "nested": Logits(networks.nested, 1.0)(images),
-        "published": Logits(networks.published, 1.0)(images),
-        "merged": Logits(networks.merged, 1.0)(images),
+        **{name: Logits(network, 1.0)(images) for name, network in networks.elastic.items()},
         "onnxruntime": torch.tensor(runtimes.onnxruntime(networks.plain, images)()),
     }
     for name, logits in found.items():
@@ -256,16 +255,28 @@ def test_mixture_layers_compute_the_same():
     assert dense(tokens).shape == wanted.shape
 
 
-@torch.inference_mode()
-def test_what_is_compiled_computes_the_same():
-    network, rows = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), torch.randn(4, 16)
-    if runtimes.compiler() is None:
-        with pytest.raises(UnavailableError, match="no compiler"):
-            runtimes.compiled(network, rows)
-    else:
-        answer = runtimes.compiled(network, rows)()
-        assert isinstance(answer, torch.Tensor)
-        assert torch.allclose(answer, network(rows), atol=1e-5)
+def test_what_is_compiled_was_called_before(monkeypatch: pytest.MonkeyPatch):
+    network, rows = nn.Linear(16, 8), torch.randn(4, 16)
+    seen: list[str] = []
+    network.register_forward_hook(lambda *_: seen.append("as it is"))
+
+    def compiling(given, **options):
+        seen.append("compiling")
+        assert given is network
+        return lambda inputs: seen.append("compiled") or 2 * F.linear(inputs, network.weight)
+
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(torch, "compile", compiling)
+    call = runtimes.compiled(network, rows)
+    assert seen == ["as it is", "compiling", "compiled"]
+    assert torch.equal(torch.as_tensor(call()), 2 * F.linear(rows, network.weight))
+
+    def failing(given, **options):
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda given, **options: lambda inputs: failing(given))
+    with pytest.raises(UnavailableError, match=r"fails: no such kernel$"):
+        runtimes.compiled(network, rows)
 
 
 def test_what_is_not_there_is_named(networks: Networks, monkeypatch: pytest.MonkeyPatch):
