@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 import torch
 
 from nestor import store
+from nestor.layers.maps import MapHead
+from nestor.models.mapped import Mapped, MapSettings
 from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
 from nestor.types import Stored
@@ -20,17 +22,24 @@ if TYPE_CHECKING:
 
     from nestor.models.video import Network
 
-KIND, VIDEO = "vit", "video"
+KIND, VIDEO, MAP = "vit", "video", "map"
 _SHOWN = 5
-_Built = TypeVar("_Built", ViT, VideoViT)
+_Built = TypeVar("_Built", ViT, VideoViT, Mapped)
 
 
 def save_model(model: Network, folder: str | Path) -> None:
     """Write a network into a folder; its budget is a dial of the running network and is not kept.
 
+    Of a backbone that a rival runs (token merging, say), the network inside is kept.
+
     Raises:
         OSError: the folder cannot be written.
     """
+    if isinstance(model, Mapped):
+        settings = MapSettings(backbone=model.settings, widths=model.head.widths)
+        tensors = Mapped(model.inside, model.head).state_dict()
+        store.save(Stored(kind=MAP, settings=asdict(settings), tensors=tensors), folder)
+        return
     kind = VIDEO if isinstance(model, VideoViT) else KIND
     store.save(Stored(kind=kind, settings=asdict(model.settings), tensors=model.state_dict()), folder)
 
@@ -53,6 +62,16 @@ def load_video(folder: str | Path) -> VideoViT:
         ValueError: a file is damaged or newer, or settings and tensors do not make a video network.
     """
     return _load(folder, VIDEO, VideoSettings, VideoViT)
+
+
+def load_map(folder: str | Path) -> Mapped:
+    """Read a network of maps that `save_model` wrote, as in `load_model`.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged or newer, or settings and tensors do not make a network of maps.
+    """
+    return _load(folder, MAP, MapSettings, lambda made: Mapped(ViT(made.backbone), MapHead(made.widths)))
 
 
 def _load(folder: str | Path, kind: str, settings: type, build: Callable[[Any], _Built]) -> _Built:

@@ -41,7 +41,11 @@ class Uniform(nn.Module):
             ValueError: when the pictures do not fit the patches, or the budget cannot be met.
         """
         rows, columns = self.model.embed.cells(images.shape)
-        return self.model.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
+        return self.run(images, self.plan(rows * columns, self.budget if budget is None else budget))
+
+    def run(self, images: Tensor, plan: tuple[int, ...]) -> Output:
+        """Run a plan, as from `plan`, on pictures (B, 3, H, W)."""
+        return self.model.run(images, plan)
 
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches every expert serves: all of them the widest that fits, none the others.

@@ -19,6 +19,8 @@ from nestor.types import Output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.models.mapped import Mapped
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
@@ -222,5 +224,5 @@ class VideoViT(nn.Module):
         return self.macs([patches] + [0] * (self.settings.nest.experts - 1)) / self.full_macs(patches)
 
 
-Network: TypeAlias = ViT | VideoViT
-"""A network of either kind."""
+Network: TypeAlias = "ViT | VideoViT | Mapped"
+"""A network of any kind that can be trained and saved."""
