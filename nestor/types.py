@@ -213,8 +213,9 @@ class Experts(nn.Module, ABC):
 class Output:
     """What a model returns: `logits` (B, classes) if it has a head, `tokens` (B, T, D), and the `routings` taken.
 
-    The tokens stand after the final norm, in the order and basis of the original network, class token first.
-    They are put together when they are first read, so that nobody pays for tokens that only wanted logits.
+    Where the head draws a map, its logits are (B, H, W): the log-odds of each pixel. The tokens stand after the final
+    norm, in the order and basis of the original network, class token first. They are put together when they are first
+    read, so that nobody pays for tokens that only wanted logits.
     """
 
     logits: Tensor | None

@@ -12,7 +12,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Pictures: a folder (one sub-folder a class), a CSV or Parquet file, a data set of the hub, "
-        "'elpv' or 'fashion-mnist'.",
+        "'elpv', 'fashion-mnist' or 'photographs'.",
         show_default=False,
     ),
 ]

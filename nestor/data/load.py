@@ -12,6 +12,7 @@ from nestor.data.folder import image_folder, is_picture, ready_splits
 from nestor.data.huggingface import dataset, from_hub, is_saved, parts, saved
 from nestor.data.listing import Listing, in_order
 from nestor.data.named import elpv, fashion_mnist
+from nestor.data.photographs import photographs
 from nestor.data.pictures import IMAGENET_MEAN, IMAGENET_STD, Pictures
 from nestor.data.scan import reasons
 from nestor.data.strata import split
@@ -45,8 +46,8 @@ def load(
 
     Args:
         source: an image folder (one sub-folder a class, or pictures without labels), one picture, a CSV or Parquet
-            file, a `datasets` object or a folder that its `save_to_disk` wrote, 'elpv', 'fashion-mnist', or the name
-            of a data set of the hub: 'user/name' or 'hub:name'.
+            file, a `datasets` object or a folder that its `save_to_disk` wrote, 'elpv', 'fashion-mnist', 'photographs'
+            (unlabelled), or the name of a data set of the hub: 'user/name' or 'hub:name'.
         size: side of the square that each picture is scaled and cropped to, in pixels.
         mean: of the three channels, for normalising.
         std: of the three channels, for normalising.
@@ -108,6 +109,8 @@ def _find(source: Source, path_column: str | None, label_column: str | None) -> 
         return elpv, None
     if source == "fashion-mnist":
         return partial(fashion_mnist, "train"), partial(fashion_mnist, "test")
+    if source == "photographs":
+        return partial(photographs, "train"), partial(photographs, "test")
     if str(source).startswith("hub:"):
         return _parts(from_hub(str(source).removeprefix("hub:")), columns)
     path = Path(source).expanduser()
@@ -130,7 +133,7 @@ def _find(source: Source, path_column: str | None, label_column: str | None) -> 
         except (ImportError, ValueError) as error:
             raise FileNotFoundError(f"there is no folder {source}, and as a name of the hub: {error}") from error
     raise FileNotFoundError(
-        f"there is no file or folder {source}. Name a folder of pictures, a table, elpv or fashion-mnist."
+        f"there is no file or folder {source}. Name a folder of pictures, a table, elpv, fashion-mnist or photographs."
     )
 
 

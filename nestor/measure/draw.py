@@ -80,8 +80,18 @@ def panel() -> tuple[Figure, Axes]:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = _figure(5.6, 4.6)
-    return figure, figure.subplots()
+    figure, (axes,) = panels(1)
+    return figure, axes
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Empty panels to draw into, side by side.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = _figure(5.6 if count == 1 else 5.25 * count, 4.6)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -159,6 +169,29 @@ def routings(
     _legend_of_widths(figure, settings.nest.widths)
     if title:
         figure.suptitle(title, fontweight="bold")
+    return figure
+
+
+def sheet(columns: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> Figure:
+    """Pictures in rows under the columns' names.
+
+    Args:
+        columns: their names.
+        rows: a picture for each column: pixels, uint8 (3, H, W), or a map (H, W) of values in [0, 1].
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = _figure(1.7 * len(columns), 1.75 * len(rows) + 0.25)
+    for row, panels in zip(rows, figure.subplots(len(rows), len(columns), squeeze=False), strict=True):
+        for picture, panel in zip(row, panels, strict=True):
+            if picture.ndim == 3:
+                panel.imshow(picture.permute(1, 2, 0).numpy())
+            else:
+                panel.imshow(picture.float().numpy(), cmap="magma", vmin=0, vmax=1)
+            _bare(panel)
+    for name, panel in zip(columns, figure.axes, strict=False):
+        panel.set_title(name, fontsize="medium")
     return figure
 
 

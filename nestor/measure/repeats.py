@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below, panel
+from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -35,13 +36,20 @@ class Repeats:
     least: float | None = None
 
 
-def draw_repeats(found: Repeats) -> Figure:
-    """Draw means as lines and the range of the runs as bands around them.
+def draw_repeats(*found: Repeats) -> Figure:
+    """Draw means as lines and the range of the runs as bands around them; several side by side, of the same things.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure, axes = panel()
+    figure, axes = panels(len(found))
+    for each, axis in zip(found, axes, strict=True):
+        _draw(axis, each)
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _draw(axes: Axes, found: Repeats) -> None:
     for number, (name, values) in enumerate(found.levels.items()):
         style = ("--", ":", "-.")[number % 3]
         axes.axhline(mean(values), color=GREY, linestyle=style, linewidth=1.2, label=name, zorder=1)
@@ -71,5 +79,3 @@ def draw_repeats(found: Repeats) -> Figure:
     axes.set_ylabel(found.upward)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    legend_below(figure, axes)
-    return figure

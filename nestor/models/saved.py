@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from nestor import store
+from nestor.layers.maps import MapHead
 from nestor.models.latency import LatencyTable
+from nestor.models.mapped import Mapped, MapSettings
 from nestor.models.video import VideoSettings, VideoViT
 from nestor.models.vit import ViT, ViTSettings
 from nestor.models.wrapped import Wrapped
@@ -23,18 +25,24 @@ if TYPE_CHECKING:
 
     from nestor.models.video import Network
 
-KIND, VIDEO = "vit", "video"
+KIND, VIDEO, MAP = "vit", "video", "map"
 LATENCIES = "latency.json"
 TRANSFORMERS = "nestor"
 """What transformers calls our networks, see `nestor.hub`."""
 PROCESSOR = "preprocessor_config.json"
 _SHOWN = 5
-_Built = TypeVar("_Built", ViT, VideoViT)
+_Built = TypeVar("_Built", ViT, VideoViT, Mapped)
 
 
-def inside(model: Network) -> ViT | VideoViT:
-    """The network whose weights these are: the one inside a wrapper, else the network itself."""
-    return model.model if isinstance(model, Wrapped) else model
+def inside(model: Network) -> ViT | VideoViT | Mapped:
+    """The network whose weights these are, without what wraps it or its backbone; weights are shared."""
+    match model:
+        case Wrapped():
+            return model.model
+        case Mapped():
+            return Mapped(model.inside, model.head)
+        case _:
+            return model
 
 
 def save_model(model: Network, folder: str | Path) -> None:
@@ -44,10 +52,16 @@ def save_model(model: Network, folder: str | Path) -> None:
 
     The folder of a ViT serves transformers too, once `nestor.hub` is imported.
 
+    Of a backbone that a rival runs (token merging, say), the network inside is kept.
+
     Raises:
         OSError: the folder cannot be written.
     """
     model = inside(model)
+    if isinstance(model, Mapped):
+        settings = MapSettings(backbone=model.settings, widths=model.head.widths)
+        store.save(Stored(kind=MAP, settings=asdict(settings), tensors=model.state_dict()), folder)
+        return
     if isinstance(model, VideoViT):
         store.save(Stored(kind=VIDEO, settings=asdict(model.settings), tensors=model.state_dict()), folder)
         return
@@ -136,6 +150,16 @@ def load_latencies(folder: str | Path) -> tuple[LatencyTable, ...]:
         return store.decode(json.loads(file.read_text(encoding="utf-8")), tuple[LatencyTable, ...], "tables", str(file))
     except ValueError as error:
         raise ValueError(f"{file} holds no latencies ({error}). Remove it and measure again: nestor clock.") from error
+
+
+def load_map(folder: str | Path) -> Mapped:
+    """Read a network of maps that `save_model` wrote, as in `load_model`.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged or newer, or settings and tensors do not make a network of maps.
+    """
+    return _load(folder, MAP, MapSettings, lambda made: Mapped(ViT(made.backbone), MapHead(made.widths)))
 
 
 def _load(folder: str | Path, kind: str, settings: type, build: Callable[[Any], _Built]) -> _Built:

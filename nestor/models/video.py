@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from nestor.layers.nested import Nest, NestedBlock
 from nestor.layers.readout import Head, Readout
 from nestor.models.vit import ViT, ViTSettings
-from nestor.models.wrapped import Wrapped
 from nestor.ops.bands import sort
 from nestor.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from nestor.models.mapped import Mapped
+    from nestor.models.wrapped import Wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,5 +225,5 @@ class VideoViT(nn.Module):
         return self.macs([patches] + [0] * (self.settings.nest.experts - 1)) / self.full_macs(patches)
 
 
-Network: TypeAlias = ViT | VideoViT | Wrapped
-"""A network of either kind, or another way to run the first."""
+Network: TypeAlias = "ViT | VideoViT | Wrapped | Mapped"
+"""A network of any kind that can be trained and saved, or another way to run one."""

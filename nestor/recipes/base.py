@@ -11,7 +11,7 @@ import operator
 import pkgutil
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,8 @@ from nestor.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
 
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
 
@@ -44,17 +46,25 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a recipe found: its claims, and the curves and tables behind them as JSON can hold them."""
+    """What a recipe found.
+
+    Attributes:
+        claims: that it makes.
+        details: the curves and tables behind them, as JSON can hold them.
+        figures: by name, what only the proof itself can draw, because it needs the networks; kept beside the evidence.
+    """
 
     claims: tuple[Claim, ...]
     details: Mapping[str, Any]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
     """A module in this folder; the folder is the registry.
 
-    `TITLE`, `ARXIV` and `IDEA` describe it; `Settings` is a frozen dataclass with a class method `quick()` of about
-    five seconds. A recipe with curves has `curves(details) -> Repeats` too.
+    `TITLE`, `ARXIV` (empty where there is no paper) and `IDEA` describe it; `Settings` is a frozen dataclass with a
+    class method `quick()` of about five seconds. A recipe with curves has `curves(details)` too: one Repeats, several
+    to stand side by side, or None.
     """
 
     TITLE: str
@@ -122,6 +132,8 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, json.dumps(record, indent=1) + "\n")
     draw(target)
+    for kind, figure in proof.figures.items():
+        _keep(figure, target.with_name(f"{name}-{kind}.png"))
     return target
 
 
@@ -136,11 +148,14 @@ def draw(evidence: Path) -> Path | None:
     found = None if curves is None else curves(record["details"])
     if found is None:
         return None
-    picture = evidence.with_suffix(".png")
+    return _keep(draw_repeats(*found if isinstance(found, tuple) else (found,)), evidence.with_suffix(".png"))
+
+
+def _keep(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
-    draw_repeats(found).savefig(buffer, dpi=150, metadata={"Software": None})
-    write_bytes(picture, buffer.getvalue())
-    return picture
+    figure.savefig(buffer, dpi=150, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+    return path
 
 
 def sources(name: str, root: Path | None = None) -> str:

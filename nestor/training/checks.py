@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def label_weight(model: Network, pictures: Examples, settings: Fit, teacher: Network | None) -> float:
     """How much labels count in the loss; nothing where there are none, or no head to learn them."""
-    if model.head is None or not pictures.classes or min(pictures.labels) < 0:
+    if not model.settings.classes or not pictures.classes or min(pictures.labels) < 0:
         return 0.0
     if settings.loss.labels is not None:
         return settings.loss.labels
@@ -44,7 +44,7 @@ def check(
     least = model.least_budget(patches)
     model.plan(patches, settings.budgets.draw(settings.seed, 0, least))
     if teacher is None:
-        if model.head is None:
+        if not model.settings.classes:
             raise ValueError(
                 "without a teacher the network needs a head; it has none. Give it a head, or name a teacher."
             )
@@ -58,7 +58,7 @@ def check(
         require_classes(pictures)
         _check_head(model, pictures)
     if validate is not None:
-        if model.head is None:
+        if not model.settings.classes:
             raise ValueError("validation needs a network with a head; it has none. Leave validate out.")
         require_classes(validate, 1)
         _check_head(model, validate)
@@ -119,6 +119,6 @@ def _check_teacher(model: Network, teacher: Network, settings: Fit, shape: tuple
             f"the teacher wants pictures with mean {theirs.mean} and std {theirs.std}, the network {ours.mean} and "
             f"{ours.std}. Take a teacher with the same preprocessing."
         )
-    learns = tokens or (heads and loss.logits) or (model.head is not None and loss.labels != 0)
+    learns = tokens or (heads and loss.logits) or (ours.classes and loss.labels != 0)
     if not learns:
         raise ValueError("no part of the loss applies to this network and teacher. Raise a weight of Distil.")

