@@ -48,7 +48,8 @@ class Networks:
     def to(self, precision: str) -> Networks:
         """A copy in `float32` or `bfloat16`, in which token merging shares the dense network."""
         kind = getattr(torch, precision)
-        dense, timm, transformers = (copy.deepcopy(n).to(kind) for n in (self.dense, self.timm, self.transformers))
+        dense = copy.deepcopy(self.dense).to(kind)
+        timm, transformers = (copy.deepcopy(network).to(kind) for network in (self.timm, self.transformers))
         elastic = {
             name: Merged(dense) if isinstance(network, Merged) else copy.deepcopy(network).to(kind)
             for name, network in self.elastic.items()

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,10 +45,11 @@ class Net(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.head = nn.Linear(width, 4)
-        self.reentrant, self.context_fn = reentrant, None
+        self.reentrant = reentrant
+        self.context_fn: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
-        more = {} if self.context_fn is None else {"context_fn": self.context_fn}
+        more: dict[str, Any] = {} if self.context_fn is None else {"context_fn": self.context_fn}
         for block in self.blocks:
             x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant, **more)
         return self.head(x.mean(1))
@@ -256,8 +258,15 @@ def test_a_network_of_timm():
 def transformers_vit(**changes) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    return ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=16, num_labels=3, **changes))
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    return ViTForImageClassification(
+        ViTConfig(**(sizes | {"image_size": 32, "patch_size": 16, "num_labels": 3} | changes))
+    )
 
 
 class Few(torch.utils.data.Dataset):

@@ -23,7 +23,8 @@ class Gated(ServedViT):
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
-        self.gate, self.entered, self.error = threading.Event(), threading.Event(), None
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.error: BaseException | None = None
         self.gate.set()
 
     def run(self, images: torch.Tensor, budget: float) -> Answers:
@@ -82,6 +83,7 @@ def test_what_is_served_is_what_the_network_says_offline():
         with torch.inference_mode():
             offline = small().eval()(images, budget=budget)
         assert (answer.budget, answer.batch, answer.version) == (budget, 2, 1)
+        assert offline.logits is not None
         assert torch.equal(answer.logits, offline.logits)
         assert torch.equal(answer.experts, offline.routings[0].index[..., 0].int())
     assert engine.drain(WAIT)

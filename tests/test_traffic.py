@@ -4,6 +4,7 @@ import math
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mixtures import ROUTERS, D, E, signal
@@ -219,7 +220,8 @@ def test_what_cannot_be_read_is_refused():
 def test_figures_show_their_numbers():
     layers = [traffic(chosen([0], [1], [2], [3])), traffic(chosen([0], [0], [0], [1]))]
     (axes,) = draw_loads(layers, ("block 4", "block 5")).axes
-    heights = [sorted(part.get_offsets()[:, 1].tolist()) for part in axes.collections if len(part.get_offsets()) == 4]
+    points = [np.asarray(part.get_offsets()) for part in axes.collections]
+    heights = [sorted(each[:, 1].tolist()) for each in points if len(each) == 4]
     assert heights == [[1, 1, 1, 1], [0, 0, 1, 3]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["block 4", "block 5"]
     assert any("2 idle" in text.get_text() for text in axes.texts)

@@ -80,7 +80,7 @@ def _router(model: nn.Module, config: Any, kind: str, layer: int) -> ComposedRou
         limited = config.topk_method == "group_limited_greedy"
         groups = [GroupLimit(groups=config.n_group, keep=config.topk_group, best=1)] if limited else []
         return ComposedRouter(AsGiven(), [Softmax(), *groups], choice, [scale])
-    held = [part.e_score_correction_bias for part in model.modules() if hasattr(part, "e_score_correction_bias")][layer]
+    held = [tensor for name, tensor in model.state_dict().items() if name.endswith("e_score_correction_bias")][layer]
     bias = Bias(len(held)).to(held.device)
     bias.bias.copy_(held)
     adjustments: list[Adjustment] = [Sigmoid(), bias, GroupLimit(groups=config.n_group, keep=config.topk_group)]

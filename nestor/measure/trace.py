@@ -64,7 +64,7 @@ def load_trace(path: str | Path) -> dict[str, tuple[Routing, ...]]:
 
 def _routing(tensors: Mapping[str, Tensor], at: str, kind: str) -> Routing:
     made = {each.__name__: each for each in _PARTS}[kind]
-    parts = {part: tensors[at + part] for part in _PARTS[made]}
+    parts: dict[str, Tensor | Origin] = {part: tensors[at + part] for part in _PARTS[made]}
     if f"{at}origin.logits" in tensors:
         parts["origin"] = Origin(**{part: tensors[f"{at}origin.{part}"] for part in _ORIGIN})
     return made(**parts)

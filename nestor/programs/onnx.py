@@ -70,18 +70,23 @@ def graph(program: Fixed) -> Any:
     return made.model
 
 
-def _sort(tensor, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
-    """torch.sort, for which there is no translation where it is stable; ties of TopK go to the lower index too."""
-    from onnxscript import opset18 as onnx
+def _operators() -> Any:
+    """Of the ONNX version that is written; what they take and give is known only once a graph is traced."""
+    import onnxscript
 
+    return getattr(onnxscript, f"opset{OPSET}")
+
+
+def _sort(tensor: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """torch.sort, for which there is no translation where it is stable; ties of TopK go to the lower index too."""
+    onnx = _operators()
     length = onnx.Constant(value_ints=[tensor.shape[dim]])
     return onnx.TopK(tensor, length, axis=dim, largest=int(descending), sorted=1)
 
 
-def _attention(query, key, value, attn_mask=None) -> Any:
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
     """Attention in four operators: the exporter's own translation reshapes the keys twice where the batch may vary."""
-    from onnxscript import opset18 as onnx
-
+    onnx = _operators()
     scale = onnx.Constant(value_float=query.shape[-1] ** -0.5)
     scores = onnx.Mul(onnx.MatMul(query, onnx.Transpose(key, perm=[0, 1, 3, 2])), scale)
     scores = scores if attn_mask is None else onnx.Add(scores, attn_mask)

@@ -256,7 +256,9 @@ def application(
 
 def _route(app: FastAPI, front: Front) -> None:
     ready: dict[str, Any] = {"response_model": schemas.Ready, "methods": ["GET"]}
-    not_ready = {503: {"model": schemas.Ready, "description": "Not yet, or no longer."}}
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": schemas.Ready, "description": "Not yet, or no longer."}
+    }
     add = app.add_api_route
     add("/v2/health/live", front.live, methods=["GET"])
     add("/v2/health/ready", front.ready, responses=not_ready, **ready)
@@ -280,10 +282,10 @@ def _asked() -> Iterator[None]:
 
 async def _told(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        error = RequestError(error.status_code, str(error.detail))
-    elif isinstance(error, RequestValidationError):
+        return reply(RequestError(error.status_code, str(error.detail)), request.state.trace)
+    if isinstance(error, RequestValidationError):
         found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-        error = RequestError(422, f"a parameter is out of bounds: {found}.")
+        return reply(RequestError(422, f"a parameter is out of bounds: {found}."), request.state.trace)
     return reply(error, request.state.trace)
 
 

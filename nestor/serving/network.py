@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -85,7 +86,7 @@ class ServedViT:
         if budgets is None:
             least = model.least_budget(self._patches) if elastic else 1.0
             # The least one itself, rounded up so that it can be named.
-            budgets = {min(1.0, -(-least * 100 // 1) / 100), *(each for each in STEPS if each >= least)}
+            budgets = (min(1.0, math.ceil(100 * least) / 100), *(each for each in STEPS if each >= least))
         if not budgets:
             raise ValueError("a server needs at least one budget; got none. Try .3,.5,.7,1.")
         self.budgets = tuple(sorted(set(budgets)))

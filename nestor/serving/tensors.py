@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -173,8 +173,7 @@ def _tensor(given: Mapping[str, Any], tail: memoryview, shape: tuple[int, ...]) 
     if given.get("datatype") != "FP32":
         raise ValueError(f"{IMAGES} must be of datatype FP32; got {_shown(given.get('datatype'))}.")
     dims = given.get("shape")
-    whole = isinstance(dims, list) and len(dims) == 4 and all(type(size) is int and size > 0 for size in dims)
-    if not whole or tuple(dims[1:]) != shape:
+    if not _whole(dims) or tuple(dims[1:]) != shape:
         raise ValueError(f"{IMAGES} must be of shape {[-1, *shape]}, at least one picture; got {_shown(dims)}.")
     count = math.prod(dims)
     size = _object(given.get("parameters", {}), "parameters").get("binary_data_size")
@@ -192,6 +191,11 @@ def _tensor(given: Mapping[str, Any], tail: memoryview, shape: tuple[int, ...]) 
     if not np.isfinite(values).all():
         raise ValueError(f"{IMAGES} must hold finite numbers; got NaN or infinity.")
     return torch.from_numpy(values.reshape(dims))
+
+
+def _whole(dims: object) -> TypeGuard[list[int]]:
+    # True and False are numbers to Python.
+    return isinstance(dims, list) and len(dims) == 4 and all(type(size) is int and size > 0 for size in dims)
 
 
 def _numbers(data: object, count: int) -> np.ndarray:
