@@ -35,8 +35,8 @@ class Networks:
         dense: the same in our own class.
         timm: the same in timm's, from which the weights come.
         transformers: one of the same sizes in transformers (SDPA), with weights of its own.
-        elastic: what was made from `dense`, by name: `nested` (the default shape), `published` (its shape), `merged`
-            (token merging).
+        elastic: what was made from `dense`, by name: `nested` (the default shape), `unmerged` (the same without
+            merging on the way), `published` (its shape), `merged` (token merging alone).
     """
 
     plain: Plain
@@ -76,7 +76,7 @@ def build(vision: Vision, elastic: Sequence[str], seed: int = 0) -> Networks:
 
     Args:
         vision: the sizes.
-        elastic: which of `nested`, `published` and `merged` are wanted.
+        elastic: which of `nested`, `unmerged`, `published` and `merged` are wanted.
         seed: of the weights.
 
     Raises:
@@ -110,6 +110,7 @@ def build(vision: Vision, elastic: Sequence[str], seed: int = 0) -> Networks:
     sizes = (v.width, 4 * v.width, v.heads)
     made: dict[str, Callable[[], ViT | Merged]] = {
         "nested": lambda: nest(dense, pictures, nest=shape(*sizes), compensated=False),
+        "unmerged": lambda: nest(dense, pictures, nest=shape(*sizes, merge=0.0), compensated=False),
         "published": lambda: nest(dense, pictures, nest=published(*sizes), compensated=False),
         "merged": lambda: Merged(dense),
     }

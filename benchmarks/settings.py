@@ -131,7 +131,8 @@ class Settings:
     Attributes:
         cells: the races.
         budgets: of the elastic networks.
-        elastic: which of them run: `nested` (the default shape), `published` (its shape), `merged` (token merging).
+        elastic: which of them run: `nested` (the default shape), `unmerged` (that without merging on the way),
+            `published` (its shape), `merged` (token merging alone).
         compiled: who runs compiled too, of `ours`, `timm`, `transformers` and `nested`.
         compiled_budgets: at which the nested network is compiled.
         rounds: how often each candidate is timed, at most.
@@ -171,7 +172,7 @@ class Settings:
         training = Cell(subject="ViT-S/16", precision="bfloat16", batch=16, work="step")
         return cls(
             cells=(*grid(subjects), training),
-            elastic=("nested", "published", "merged"),
+            elastic=("nested", "unmerged", "published", "merged"),
             compiled=("ours", "timm", "transformers", "nested"),
         )
 
