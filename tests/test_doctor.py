@@ -85,7 +85,10 @@ def test_a_broken_torch_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_command_is_refused():
     result = CliRunner().invoke(app, ["doctor", "walk"])
     assert result.exit_code == 2
-    assert "Error: doctor knows fit, import nestor.hub, nest, profile, prove, show; got walk." in result.stderr
+    assert (
+        "Error: doctor knows export, fit, import nestor.hub, nest, profile, prove, serve, show; got walk."
+        in result.stderr
+    )
 
 
 def test_every_extra_brings_what_doctor_says_it_brings():

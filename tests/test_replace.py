@@ -255,18 +255,12 @@ def test_a_network_of_timm():
     assert [part.scores.shape for part in record.routings] == [(2, 5, 4)] * 2
 
 
-def transformers_vit(**changes) -> nn.Module:
+def transformers_vit(**changes: Any) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes: dict[str, Any] = {
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-    }
-    return ViTForImageClassification(
-        ViTConfig(**(sizes | {"image_size": 32, "patch_size": 16, "num_labels": 3} | changes))
-    )
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = {"image_size": 32, "patch_size": 16, "num_labels": 3}
+    return ViTForImageClassification(ViTConfig.from_dict(sizes | config | changes))
 
 
 class Few(torch.utils.data.Dataset):

@@ -83,6 +83,8 @@ def test_what_is_served_is_what_the_network_says_offline():
         with torch.inference_mode():
             offline = small().eval()(images, budget=budget)
         assert (answer.budget, answer.batch, answer.version) == (budget, 2, 1)
+        assert answer.logits is not None
+        assert answer.experts is not None
         assert offline.logits is not None
         assert torch.equal(answer.logits, offline.logits)
         assert torch.equal(answer.experts, offline.routings[0].index[..., 0].int())

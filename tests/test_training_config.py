@@ -97,7 +97,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 3}, r"fit in run\.toml has unknown fields: epoch\. .*it knows epochs, batch, rate"),
+        ({"epoch": 3}, r"fit in run\.toml has unknown fields: epoch\. .*it knows epochs, steps, batch, rate"),
         ({"epochs": "ten"}, r"fit\.epochs in run\.toml must be int; got 'ten'. Mend it"),
         ({"epochs": True}, r"fit\.epochs in run\.toml must be int; got True"),
         ({"epochs": 0}, r"epochs must be at least 1; got 0"),

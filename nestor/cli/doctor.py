@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from nestor import __version__
@@ -64,6 +65,13 @@ NEEDS = (
     Need(commands=("nest",), purpose="networks of the hub", modules=("huggingface_hub",), install=_extra("pretrained")),
     Need(commands=("show", "prove"), purpose="drawing", modules=("matplotlib",), install=_extra("plot")),
     Need(commands=("profile",), purpose="--plot", modules=("matplotlib",), install=_extra("plot")),
+    Need(commands=("export",), purpose="ONNX", modules=("onnx", "onnxscript", "onnxruntime"), install=_extra("export")),
+    Need(
+        commands=("serve",),
+        purpose="HTTP",
+        modules=("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+        install=_extra("serve"),
+    ),
     Need(commands=("import nestor.hub",), purpose="transformers", modules=("transformers",), install=_extra("hub")),
 )
 
@@ -138,7 +146,7 @@ def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[N
         table.add_column(name)
     for need in needs:
         state = f"missing {', '.join(need.missing)}: {need.install}" if need.missing else "there"
-        table.add_row(", ".join(need.commands), need.purpose, ", ".join(need.modules), state)
+        table.add_row(", ".join(need.commands), need.purpose, ", ".join(need.modules), escape(state))
     console.print(table)
     if fault is not None:
         console.print(fault, markup=False, style="red")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestor.data import Augment
 from nestor.store import decode
+from nestor.training.balance import Balance, Guide
 from nestor.training.schedule import Chosen, Fixed, Sampled
 from nestor.training.settings import Fit
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Types that Fit's annotations mention; of several, the first is meant where a file does not say.
-_KNOWN = {"Budgets": Sampled | Chosen | Fixed, "Augment": Augment}
+_KNOWN = {"Budgets": Sampled | Chosen | Fixed, "Augment": Augment, "Balance": Balance, "Guide": Guide}
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
