@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from nestor import __version__
@@ -130,7 +131,7 @@ def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[N
     console = results()
     here = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        here.add_row(name, value)
+        here.add_row(name, escape(value))
     console.print(here)
     console.print("\n" + ", ".join(f"{name} {found or 'not installed'}" for name, found in versions.items()))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -138,7 +139,7 @@ def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[N
         table.add_column(name)
     for need in needs:
         state = f"missing {', '.join(need.missing)}: {need.install}" if need.missing else "there"
-        table.add_row(", ".join(need.commands), need.purpose, ", ".join(need.modules), state)
+        table.add_row(", ".join(need.commands), need.purpose, ", ".join(need.modules), escape(state))
     console.print(table)
     if fault is not None:
         console.print(fault, markup=False, style="red")
