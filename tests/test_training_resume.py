@@ -45,7 +45,8 @@ def assert_equal(found: ViT, expected: ViT) -> None:
 
 def assert_finished(out: Path, expected: ViT) -> None:
     assert_equal(load_model(out), expected)
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "fit.json", "model.safetensors"]
+    written = ["config.json", "fit.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     record = json.loads((out / "fit.json").read_text())
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
     assert record["steps"] == 9

@@ -138,7 +138,7 @@ def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[N
     console = results()
     here = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        here.add_row(name, value)
+        here.add_row(name, escape(value))
     console.print(here)
     console.print("\n" + ", ".join(f"{name} {found or 'not installed'}" for name, found in versions.items()))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
