@@ -28,7 +28,7 @@ CASES: dict[str, tuple[Nest, float, dict[str, Any]]] = {
     "two widths": (TWO, 0.5, {"classes": 3, "head": "mean_then_norm", "scores": ("loss",), "mean": (0.1, 0.2, 0.3)}),
     "four widths": (NARROWED, 0.5, {"classes": 3, "head": "class_mean", "activation": "swiglu", "depth": 2}),
     "published": (PUBLISHED, 0.6, {"classes": 3, "head": "mean", "prefix": 0, "activation": "gelu_tanh"}),
-    "own weights": (OWN, 0.5, {"classes": 3, "head": "class_distill", "prefix": 3, "activation": "quick_gelu"}),
+    "own weights": (OWN, 0.6, {"classes": 3, "head": "class_distill", "prefix": 3, "activation": "quick_gelu"}),
     "skipping": (SKIPPING, 0.5, {"classes": 3, "head": "attention", "embed_norm": True}),
     "headless": (NARROWED, 0.4, {}),
     "merging": (replace(TWO, merge=0.6), 0.5, {"classes": 3, "head": "class_mean", "depth": 4}),

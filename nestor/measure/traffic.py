@@ -114,7 +114,7 @@ def by_class(
         ValueError: when labels and decisions do not fit.
     """
     several = _several(routings)
-    named = [labels] if isinstance(labels, Tensor) else list(labels)
+    named: list[Tensor] = [labels] if isinstance(labels, Tensor) else [*labels]
     if len(named) != len(several):
         raise ValueError(f"every decision needs its labels; got {len(several)} and {len(named)}. Give one tensor each.")
     table = torch.zeros(classes, several[0].scores.shape[-1])

@@ -121,12 +121,13 @@ class Composed(nn.Module):
         left = iter(output.routings)
         for block in self.chain:
             total += block.attention.macs(T)
-            if isinstance(block.layer, Mixture):
-                routing = next(left)
-                B = len(routing.scores)
-                total += block.layer.macs(routing, (B, T, self.settings.width)) / max(1, B)
-            else:
-                total += block.layer.macs(T)
+            layer = block.layer
+            if isinstance(layer, Dense):
+                total += layer.macs(T)
+                continue
+            routing = next(left)
+            B = len(routing.scores)
+            total += layer.macs(routing, (B, T, self.settings.width)) / max(1, B)
         return total
 
     @property

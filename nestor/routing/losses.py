@@ -146,10 +146,10 @@ def task_information(affinity: Tensor, share: Tensor | None = None) -> Tensor:
         share: (tasks,) of the tasks; the same for all that count unless given.
     """
     counts = (affinity.detach().sum(-1) > 0).to(affinity.dtype)
-    share = counts if share is None else share.to(affinity) * counts
-    share = share / share.sum().clamp_min(1e-20)
-    joint = affinity * share.unsqueeze(-1)
-    expected = share.unsqueeze(-1) * joint.sum(0, keepdim=True)
+    given = counts if share is None else share.to(affinity) * counts
+    each = (given / given.sum().clamp_min(1e-20)).unsqueeze(-1)
+    joint = affinity * each
+    expected = each * joint.sum(0, keepdim=True)
     floor = 1e-20
     return -(joint * (joint.clamp_min(floor).log() - expected.clamp_min(floor).log())).sum()
 

@@ -105,9 +105,8 @@ def balance(
 
 def signal_of(inputs: Mapping[str, Any]) -> Signal:
     """What a batch of transformers says of padding: its two-dimensional attention mask, where there is one."""
-    mask = inputs.get("attention_mask")
-    fits = isinstance(mask, torch.Tensor) and mask.ndim == 2
-    return Signal(mask=mask.bool()) if isinstance(mask, torch.Tensor) and fits else Signal()
+    mask: Any = inputs.get("attention_mask")
+    return Signal(mask=mask.bool()) if isinstance(mask, torch.Tensor) and mask.ndim == 2 else Signal()
 
 
 def balanced(
