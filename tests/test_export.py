@@ -113,7 +113,7 @@ def test_budgets_share_their_weights(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("one.onnx", "v-0.4.onnx", "v-0.5.onnx", "v-1.onnx", "v.onnx.data")
     ]
-    assert weights.stat().st_size < 1.05 * alone
+    assert weights.stat().st_size < 1.1 * alone
     assert max(path.stat().st_size for path in (first, second, third)) < 0.2 * alone
     for budget, file in ((0.4, first), (0.5, second), (1.0, third)):
         images = shown(model, budget, 16, 3)
