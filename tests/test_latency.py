@@ -200,7 +200,9 @@ def test_times_are_saved_beside_the_network_and_removed_with_it(tmp_path):
     save_model(model, tmp_path)
     assert load_model(tmp_path).latencies == model.latencies
     save_model(tiny(NARROWED), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("config.json", "model.safetensors", "preprocessor_config.json")
+    ]
     assert load_model(tmp_path).latencies == ()
 
 

@@ -86,7 +86,8 @@ def test_what_is_served_is_what_the_network_says_offline():
         assert answer.logits is not None
         assert answer.experts is not None
         assert offline.logits is not None
-        assert torch.equal(answer.logits, offline.logits)
+        # Another thread may add up in another order.
+        torch.testing.assert_close(answer.logits, offline.logits, rtol=1e-5, atol=1e-6)
         assert torch.equal(answer.experts, offline.routings[0].index[..., 0].int())
     assert engine.drain(WAIT)
 

@@ -369,8 +369,9 @@ def test_three_times_the_load_breaks_the_full_network_and_bends_the_elastic_one(
     sent = arrivals(load, 18.0)
     quiet, busy, later = ([o for o in sent if a < o.arrived < b] for a, b in ((1, 4), (6, 10), (14, 18)))
     elastic = simulate(server(), sent)
-    # Only while the batch runs that began before the traffic rose.
-    assert all(4 < sent[number].arrived < 4.2 for number in elastic.refused)
+    # A few in the first moments, before a batch at less than the full budget has ended.
+    assert all(4 < sent[number].arrived < 4.3 for number in elastic.refused)
+    assert len(elastic.refused) < 0.01 * len(sent)
     assert all(elastic.p95(part) <= TARGET for part in (quiet, busy, later))
     assert elastic.mean(quiet) > 0.98
     assert elastic.mean(busy) < 0.4
