@@ -13,20 +13,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def over_cost(details: Mapping[str, Any], title: str = "Fashion-MNIST", level: str | None = None) -> Repeats | None:
-    """A point for each network of a contest: its accuracies over its multiply-accumulates; None without a contest.
+def over_cost(
+    details: Mapping[str, Any],
+    title: str = "Fashion-MNIST",
+    level: str | None = None,
+    what: str = "multiply-accumulates",
+) -> Repeats | None:
+    """A point for each network of a contest: its accuracies over its cost; None without a contest.
 
     Args:
         details: `accuracy` and `cost` by network, as `nestor.training.contest` finds them.
         title: what is shown.
         level: the network that is drawn as a level line, for instance the dense one.
+        what: the costs are.
     """
     if not details:
         return None
     values, cost = details["accuracy"], details["cost"]
     return Repeats(
         title=title,
-        across="multiply-accumulates, share of the dense network's",
+        across=f"{what}, share of the first network's",
         upward="accuracy, test part",
         lines={name: {cost[name]: list(values[name])} for name in values if name != level},
         levels={} if level is None else {level: list(values[level])},
