@@ -14,6 +14,7 @@ from nestor.experts.memory import Memory
 from nestor.experts.nested import Nested
 from nestor.experts.rounded import Rounded, ternary
 from nestor.routing.adjust import Bias, GroupLimit, Noise, Sigmoid, Softmax
+from nestor.routing.always import Always, Lengths
 from nestor.routing.choose import (
     expert_choice,
     grouped_top_k,
@@ -26,6 +27,7 @@ from nestor.routing.choose import (
 from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBias, TaskDot, contents
 from nestor.routing.graph import Graph, nearest
 from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
+from nestor.routing.marks import Marks, relative
 from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
@@ -48,6 +50,7 @@ SCORES: dict[str, Callable[[], Score]] = {
     "hash_position": lambda: Hash(E),
     "hash_content": lambda: Hash(E, key=contents, seed=3),
     "given": lambda: Given(E),
+    "lengths": lambda: Lengths(torch.nn.Parameter(torch.randn(3, E, 2, D)), torch.nn.Parameter(torch.randn(3, E, 2))),
     "task_bias": lambda: Sum([Dot(D, E), TaskBias(3, E)]),
     "task_dot": lambda: TaskDot(D, 3, E),
     "pooled": lambda: Pooled(Dot(D, E)),
@@ -94,6 +97,8 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "renamed": lambda: Renamed(
         ComposedRouter(Dot(D, 3), [Softmax()], partial(top_k, k=2), [renormalise]), (2, 0, 3), E
     ),
+    "marks": lambda: ComposedRouter(Dot(D, E), [Softmax(), Marks(2)], partial(expert_choice, factor=2.0), [relative]),
+    "always": lambda: Always(D, 2, ComposedRouter(Dot(D, E - 2), [Softmax()], partial(top_k, k=1))),
     "straight_through": lambda: StraightThrough(Dot(D, E), temperature=5.0),
     "by_task": lambda: ByTask([ROUTERS[name]() for name in ("mixtral", "cosine", "deepseek")]),
 }
