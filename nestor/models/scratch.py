@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from nestor.layers.nested import Nest
 from nestor.models.vit import ViT, ViTSettings
@@ -101,4 +102,8 @@ def cheaper(model: ViT, budget: float, *, seed: int = 0) -> ViT:
 def _random(settings: ViTSettings, seed: int) -> ViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(settings)
+        model = ViT(settings)
+        # Half as large as the patches they are added to: tensors learn in proportion to their size (training.run), and
+        # positions that start near nothing would leave the network without places for its first thousand steps.
+        nn.init.normal_(model.embed.position, std=0.5)
+        return model

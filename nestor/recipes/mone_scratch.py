@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +42,7 @@ from nestor.recipes.base import Claim, Proof
 from nestor.surgery.nest import nest, published
 from nestor.training.compute import affordable, step_macs
 from nestor.training.fit import fit
+from nestor.training.parallel import side_by_side
 from nestor.training.predict import predict
 from nestor.training.schedule import Chosen, Fixed, InTurn
 from nestor.training.settings import Fit
@@ -141,24 +144,34 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """What holds exactly before any training, then accuracy over seeds."""
     train, test = _pictures(settings)
     images = _images(train, settings)
-    claims, runs, paid = _exact(settings, images, test.limit(64)), [], []
-    for seed in settings.seeds:
-        scores: dict[str, dict[str, float]] = {}
-        for each in contestants(settings, seed, images):
-            how, share = _training(each, settings, seed)
-            name = each.line if len(each.places) > 1 else f"{each.line} {min(each.places)}"
-            out = None if folder is None else folder / f"seed{seed}" / name.replace(" ", "-")
-            tuned = fit(each.model, train, how, out=out)
-            for place, budget in each.places.items():
-                torch.manual_seed(seed)
-                logits, labels = predict(tuned, test, budget, batch=500, precision=how.precision)
-                scores.setdefault(each.line, {})[str(place)] = accuracy(logits.argmax(-1), labels)
-            paid.append(share)
-        runs.append(scores)
-    text = "training compute of any network, of what is allowed"
+    claims = _exact(settings, images, test.limit(64))
+    places = range(sum(1 for _ in contestants(settings, 0, images)))
+    pieces = [(seed, place) for seed in settings.seeds for place in places]
+    found = side_by_side(partial(_scored, settings, folder), pieces, what="Training")
+    runs: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in settings.seeds}
+    for (seed, _), (line, scores, _) in zip(pieces, found, strict=True):
+        runs[seed].setdefault(line, {}).update(scores)
+    paid, text = [share for *_, share in found], "training compute of any network, of what is allowed"
     claims.append(Claim(text=f"most {text}", left=max(paid), relation="<=", right=1, exact=True))
     claims.append(Claim(text=f"least {text}", left=min(paid), relation=">=", right=0.99))
-    return Proof(claims=(*claims, *_accuracy(runs, settings)), details={"accuracy": runs})
+    of_seeds = list(runs.values())
+    return Proof(claims=(*claims, *_accuracy(of_seeds, settings)), details={"accuracy": of_seeds})
+
+
+def _scored(settings: Settings, folder: Path | None, piece: tuple[int, int]) -> tuple[str, dict[str, float], float]:
+    """Train one network of a seed: its line, its accuracy at each of its places, and what its training cost."""
+    seed, place = piece
+    train, test = _pictures(settings)
+    each = next(islice(contestants(settings, seed, _images(train, settings)), place, None))
+    how, share = _training(each, settings, seed)
+    name = each.line if len(each.places) > 1 else f"{each.line} {min(each.places)}"
+    tuned = fit(each.model, train, how, out=folder and folder / f"seed{seed}" / name.replace(" ", "-"))
+    scores = {}
+    for at, budget in each.places.items():
+        torch.manual_seed(seed)
+        logits, labels = predict(tuned, test, budget, batch=500, precision=how.precision)
+        scores[str(at)] = accuracy(logits.argmax(-1), labels)
+    return each.line, scores, share
 
 
 def curves(details: dict[str, Any]) -> Repeats:
@@ -175,6 +188,7 @@ def curves(details: dict[str, Any]) -> Repeats:
     )
 
 
+@cache
 def _pictures(settings: Settings) -> tuple[Pictures, Pictures]:
     train, test = load_splits("fashion-mnist", size=SIDE, mean=MEAN, std=STD)
     return train.limit(settings.pictures).cached(), test.limit(settings.test).cached()
