@@ -27,7 +27,7 @@ demo: install  ## Make a real network elastic on real pictures, and write a repo
 	@echo "The report is runs/demo/report.html"
 
 test: develop  ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: develop  ## Check formatting, style and types.
 	$(BIN)/ruff format --check .

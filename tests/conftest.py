@@ -1,5 +1,6 @@
 """What every test needs: fixed seeds, and imports that work beside a torch without CUDA."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -14,6 +15,12 @@ if find_spec("torchvision") is not None and torch.version.cuda is None:
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     TORCHVISION_STUBS.append(library)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: a second thread of each would only be in the way. Processes that tests start inherit it.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
