@@ -135,7 +135,7 @@ def test_every_system_is_listed_once_and_every_recipe_of_a_paper_belongs_to_one(
     assert len({known.arxiv for known in systems()}) == 110
     proven = [name for known in systems() for name in known.recipes]
     assert sorted(proven) == [name for name in names() if find(name).ARXIV]
-    assert {system(key) for key in ("mone", "mone_scratch", "MoNE", "2407.19985")} == {systems()[0]}
+    assert {system(key) for key in ("mone", "mone_scratch", "mone_video", "MoNE", "2407.19985")} == {systems()[0]}
     with pytest.raises(ValueError, match="'MoNEY' is no published system that is known here"):
         system("MoNEY")
 
@@ -144,7 +144,7 @@ def test_a_system_works_when_all_claims_of_all_its_evidence_hold(tmp_path: Path)
     mone, unbuilt = system("mone"), next(known for known in systems() if not known.recipes)
     assert state(unbuilt, tmp_path).state == "not yet"
     assert state(mone, tmp_path).state == "partly"
-    first, second = mone.recipes
+    first, second, third = mone.recipes
 
     def write(name: str, *holds: bool, made_with: str = "old") -> None:
         told = {"recipe": name, "claims": [{"holds": each} for each in holds], "sources": made_with}
@@ -160,7 +160,9 @@ def test_a_system_works_when_all_claims_of_all_its_evidence_hold(tmp_path: Path)
     assert found() == ("partly", 2, False)
     for name in (first, second):
         write(name, True, True, made_with=sources(name))
-    assert found() == ("works", 2, True)
+    assert found() == ("partly", 2, True)
+    write(third, True, made_with=sources(third))
+    assert found() == ("works", 3, True)
     for broken in ("{}", '{"recipe": "moon", "claims": [{"holds": true}], "sources": ""}'):
         (tmp_path / "mone.json").write_text(broken)
         with pytest.raises(ValueError, match=r"mone\.json is no evidence .* Run `nestor prove mone` again"):
@@ -202,7 +204,7 @@ def test_the_command_line_lists_and_explains_them(tmp_path: Path):
     listed = json.loads(asked("--json", *empty))
     assert len(listed) == 110
     assert listed[0]["state"] == "partly"
-    assert listed[0]["recipes"] == ["mone", "mone_scratch"]
+    assert listed[0]["recipes"] == ["mone", "mone_scratch", "mone_video"]
     assert json.loads(asked("mone", "--json", *empty)) == listed[0]
 
 
