@@ -67,11 +67,11 @@ class Settings:
 
     width: int = 64
     depth: int = 3
-    clips: int = 9_000
+    clips: int = 18_000
     test: int = 4_000
-    compute: float = 2.0
-    batch: int = 50
-    rate: float = 0.03
+    compute: float = 1.0
+    batch: int = 25
+    rate: float = 0.01
     seeds: tuple[int, ...] = (0, 1, 2)
     budgets: tuple[float, ...] = (0.35, CHEAP, 0.65)
 
