@@ -48,10 +48,16 @@ def scratch_video(
     Raises:
         ValueError: when patch and side, heads and width, or frames and tubelet do not fit.
     """
-    sizes = {"side": side, "patch": patch, "width": width, "depth": depth, "heads": heads}
-    space = scratch((), **sizes, prefix=1, mean=mean, std=std).settings
+    picture = scratch(
+        (), side=side, patch=patch, width=width, depth=depth, heads=heads, prefix=1, mean=mean, std=std, seed=seed
+    )
     settings = VideoSettings(
-        space=space, frames=frames, tubelet=tubelet, depth=temporal, classes=len(labels), labels=tuple(labels)
+        space=picture.settings,
+        frames=frames,
+        tubelet=tubelet,
+        depth=temporal,
+        classes=len(labels),
+        labels=tuple(labels),
     )
     return _random(settings, seed)
 
