@@ -135,7 +135,8 @@ def test_every_system_is_listed_once_and_every_recipe_of_a_paper_belongs_to_one(
     assert len({known.arxiv for known in systems()}) == 110
     proven = [name for known in systems() for name in known.recipes]
     assert sorted(proven) == [name for name in names() if find(name).ARXIV]
-    assert {system(key) for key in ("mone", "mone_pretrained", "mone_scratch", "MoNE", "2407.19985")} == {systems()[0]}
+    keys = ("mone", "mone_pretrained", "mone_scratch", "mone_video", "MoNE", "2407.19985")
+    assert {system(key) for key in keys} == {systems()[0]}
     with pytest.raises(ValueError, match="'MoNEY' is no published system that is known here"):
         system("MoNEY")
 
@@ -202,7 +203,7 @@ def test_the_command_line_lists_and_explains_them(tmp_path: Path):
     listed = json.loads(asked("--json", *empty))
     assert len(listed) == 110
     assert listed[0]["state"] == "partly"
-    assert listed[0]["recipes"] == ["mone", "mone_pretrained", "mone_scratch"]
+    assert listed[0]["recipes"] == ["mone", "mone_pretrained", "mone_scratch", "mone_video"]
     assert json.loads(asked("mone", "--json", *empty)) == listed[0]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nestor.layers.nested import Nest
 from nestor.models.vit import ViT, ViTSettings
@@ -103,7 +103,14 @@ def _random(settings: ViTSettings, seed: int) -> ViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViT(settings)
-        # Half as large as the patches they are added to: tensors learn in proportion to their size (training.run), and
-        # positions that start near nothing would leave the network without places for its first thousand steps.
-        nn.init.normal_(model.embed.position, std=0.5)
+        place(model.embed.position)
         return model
+
+
+def place(position: Tensor) -> None:
+    """Start positions half as large as what they are added to.
+
+    Tensors learn in proportion to their size (nestor.training.run): positions that start near nothing would leave a
+    network without places for its first thousand steps.
+    """
+    nn.init.normal_(position, std=0.5)

@@ -43,12 +43,12 @@ from nestor.models.scratch import cheaper, scratch
 from nestor.models.uniform import Uniform, randomly_routed
 from nestor.recipes.base import Claim, Proof
 from nestor.surgery.nest import nest, published, shape
-from nestor.training.compute import affordable, step_macs
 from nestor.training.fit import fit
 from nestor.training.parallel import side_by_side
 from nestor.training.predict import predict
 from nestor.training.schedule import Chosen, Fixed, InTurn, Sampled
 from nestor.training.settings import Fit
+from nestor.training.within import within
 from nestor.types import Sparse
 
 if TYPE_CHECKING:
@@ -228,8 +228,7 @@ def _training(each: Contestant, settings: Settings, seed: int) -> tuple[Fit, flo
         precision="bf16",
     )
     allowed = settings.compute * settings.pictures / settings.batch * _dense(settings, seed).full_macs(PATCHES)
-    steps = affordable(each.model, PATCHES, how, allowed)
-    return replace(how, steps=steps), sum(step_macs(each.model, PATCHES, how, step) for step in range(steps)) / allowed
+    return within(each.model, PATCHES, how, allowed)
 
 
 @torch.no_grad()
