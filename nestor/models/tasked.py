@@ -1,0 +1,145 @@
+"""One trunk for several tasks: every router is told the task, and every task has a head of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from nestor.experts.feedforward import GELU, Activation, FeedForward
+from nestor.layers.answers import Answer, OfMean, OfPixels
+from nestor.layers.block import Dense
+from nestor.layers.embed import PatchEmbed
+from nestor.layers.mixture import Mixture
+from nestor.layers.queries import MixedBlock, QueryMixture
+from nestor.models.composed import stack
+from nestor.routing.adjust import Noise, Softmax
+from nestor.routing.choose import top_k
+from nestor.routing.given import TaskBias
+from nestor.routing.learned import Dot
+from nestor.routing.router import ComposedRouter
+from nestor.routing.score import Sum
+from nestor.routing.several import ByTask
+from nestor.types import Output, Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nestor.layers.block import Block
+
+
+@final
+class Tasked(nn.Module):
+    """Pictures, the given blocks and a norm, and then the head of the task that is asked for.
+
+    Args:
+        embed: pictures into tokens.
+        blocks: in their order.
+        heads: of each task, by its number; more of them may serve other ends.
+    """
+
+    def __init__(self, embed: PatchEmbed, blocks: Sequence[Block | MixedBlock], heads: Sequence[nn.Module]):
+        super().__init__()
+        self.embed, self.blocks, self.heads = embed, nn.ModuleList(blocks), nn.ModuleList(heads)
+        self.norm = nn.LayerNorm(embed.weight.shape[0], eps=1e-6)
+
+    def forward(self, images: Tensor, task: int, told: int | None = None) -> Output:
+        """(B, C, H, W) -> the task's answer as `logits`, the tokens and all decisions.
+
+        Args:
+            images: all of one task.
+            task: the number of the head.
+            told: what routers are told, the same number unless given.
+
+        Raises:
+            ValueError: when there is no such head.
+        """
+        if not 0 <= task < len(self.heads):
+            raise ValueError(f"tasks must lie in [0, {len(self.heads)}); got {task}. Add a head.")
+        grid = self.embed.cells(images.shape)
+        tokens, routings = self.embed(images), ()
+        number = torch.full((len(images),), task if told is None else told, device=images.device)
+        signal = Signal(grid=grid, task=number)
+        for block in self.chain:
+            tokens, found = block(tokens, signal)
+            routings += found
+        tokens = self.norm(tokens)
+        return Output(self.heads[task](tokens, grid), routings, lambda: tokens)
+
+    @property
+    def chain(self) -> Sequence[Block | MixedBlock]:
+        """The blocks in their order."""
+        return cast("Sequence[Block | MixedBlock]", self.blocks)
+
+    @property
+    def mixtures(self) -> tuple[Mixture | QueryMixture, ...]:
+        """All that decide, in the order of the output's decisions."""
+        parts = [part for block in self.chain for part in (block.attention, block.layer)]
+        return tuple(part for part in parts if isinstance(part, (Mixture, QueryMixture)))
+
+    def macs(self, output: Output, patches: int, tasks: Sequence[int]) -> float:
+        """Multiply-accumulates of one item, the mean of those that gave this output, with the heads of these tasks.
+
+        Args:
+            output: of this network.
+            patches: of each item.
+            tasks: whose heads answer.
+        """
+        prefix, D = self.embed.prefix.shape
+        T, left = patches + prefix, iter(output.routings)
+        heads = [cast("Answer", self.heads[task]) for task in tasks]
+        total = float(self.embed.macs(patches)) + sum(head.macs(patches) for head in heads)
+        for block in self.chain:
+            for part in (block.attention, block.layer):
+                if isinstance(part, (Mixture, QueryMixture)):
+                    routing = next(left)
+                    B = len(routing.scores)
+                    total += part.macs(routing, (B, T, D)) / max(1, B)
+                else:
+                    total += part.macs(T)
+        return total
+
+
+def dense(width: int, hidden: int, *, activation: Activation = GELU) -> Dense:
+    """One network for all tokens of all tasks."""
+    return Dense(FeedForward(width, hidden, 1, activation=activation))
+
+
+def gated_by_task(width: int, hidden: int, *, tasks: int, experts: int, choices: int) -> Mixture:
+    """Feed-forward experts for all tasks and a noisy router for each; the chosen probabilities are the weights."""
+
+    def router() -> ComposedRouter:
+        return ComposedRouter(Dot(width, experts), [Noise(1 / experts), Softmax()], partial(top_k, k=choices))
+
+    return Mixture(ByTask([router() for _ in range(tasks)]), FeedForward(width, hidden, experts))
+
+
+def gated_knowing_task(width: int, hidden: int, *, tasks: int, experts: int, choices: int) -> Mixture:
+    """The same with one router, which adds a learned number for each task and expert to what it thinks of a token.
+
+    That is a linear router of the token joined with any vector that depends on the task alone.
+    """
+    score = Sum([Dot(width, experts), TaskBias(tasks, experts)])
+    router = ComposedRouter(score, [Noise(1 / experts), Softmax()], partial(top_k, k=choices))
+    return Mixture(router, FeedForward(width, hidden, experts))
+
+
+def for_canvases(
+    width: int, side: int, layers: Sequence[Mixture | Dense], heads: Sequence[int] = range(4), *, patch: int = 4
+) -> Tasked:
+    """A network for grey canvases and the tasks that any picture gives: its class of ten, its foreground, its edges
+    and their directions.
+
+    Args:
+        width: D, a multiple of four heads.
+        side: of a canvas in pixels, a multiple of the patch.
+        layers: of the blocks.
+        heads: which of the tasks.
+        patch: its side in pixels.
+    """
+    grid = (side // patch, side // patch)
+    embed = PatchEmbed(width=width, patch=patch, grid=grid, prefix=0, antialias=False, norm_eps=None, channels=1)
+    made = [OfMean(width, 10), *(OfPixels(width, patch, channels) for channels in (1, 1, 2))]
+    return Tasked(embed, stack(width, 4, layers), [made[task] for task in heads])
