@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nestor.measure.trace import load_trace, save_trace
 from nestor.measure.traffic import divergence, information, traffic
+from nestor.types import Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -35,7 +38,9 @@ def apart(model: Tasked, images: Tensor, tasks: Sequence[int]) -> tuple[float, f
     loads = [[usage(model, part, task) for part in images.chunk(2)] for task in tasks]
     first = [halves[0] for halves in loads]
     between = [divergence(a, b) for one, two in combinations(first, 2) for a, b in zip(one, two, strict=True)]
-    within = [divergence(a, b) for halves in loads for one, two in pairwise(halves) for a, b in zip(one, two, strict=True)]
+    within = [
+        divergence(a, b) for halves in loads for one, two in pairwise(halves) for a, b in zip(one, two, strict=True)
+    ]
     return mean(between), mean(within)
 
 
@@ -48,3 +53,21 @@ def told(model: Tasked, images: Sequence[Tensor]) -> list[float]:
     """
     loads = [usage(model, part, task) for task, part in enumerate(images)]
     return [information(torch.stack(rows)) for rows in zip(*loads, strict=True)]
+
+
+@torch.no_grad()
+def traced(model: Tasked, images: Tensor, tasks: Sequence[int], folder: Path | None = None) -> list[list[Sparse]]:
+    """For each task, the sparse decisions of all layers about these pictures.
+
+    Args:
+        model: of these tasks.
+        images: (B, C, H, W).
+        tasks: by the numbers of their heads.
+        folder: where the decisions are saved as trace.safetensors, and read again, if there is one.
+    """
+    found = {str(task): model(images, task).routings for task in tasks}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trace(folder / "trace.safetensors", found)
+        found = load_trace(folder / "trace.safetensors")
+    return [[routing for routing in several if isinstance(routing, Sparse)] for several in found.values()]

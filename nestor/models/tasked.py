@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast, final
 import torch
 from torch import Tensor, nn
 
-from nestor.experts.feedforward import GELU, Activation, FeedForward
+from nestor.experts.feedforward import FeedForward
+from nestor.experts.linear import Linear
+from nestor.experts.partly import PartlyShared
 from nestor.layers.answers import Answer, OfMean, OfPixels
 from nestor.layers.block import Dense
 from nestor.layers.embed import PatchEmbed
@@ -17,7 +19,8 @@ from nestor.layers.queries import MixedBlock, QueryMixture
 from nestor.models.composed import stack
 from nestor.routing.adjust import Noise, Softmax
 from nestor.routing.choose import top_k
-from nestor.routing.given import TaskBias
+from nestor.routing.floor import Raised
+from nestor.routing.given import Given, TaskBias
 from nestor.routing.learned import Dot
 from nestor.routing.router import ComposedRouter
 from nestor.routing.score import Sum
@@ -25,7 +28,7 @@ from nestor.routing.several import ByTask
 from nestor.types import Output, Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nestor.layers.block import Block
 
@@ -79,6 +82,11 @@ class Tasked(nn.Module):
         parts = [part for block in self.chain for part in (block.attention, block.layer)]
         return tuple(part for part in parts if isinstance(part, (Mixture, QueryMixture)))
 
+    @property
+    def feedforwards(self) -> tuple[Mixture, ...]:
+        """The mixtures among them that stand behind attention."""
+        return tuple(part for part in self.mixtures if isinstance(part, Mixture))
+
     def macs(self, output: Output, patches: int, tasks: Sequence[int]) -> float:
         """Multiply-accumulates of one item, the mean of those that gave this output, with the heads of these tasks.
 
@@ -102,11 +110,6 @@ class Tasked(nn.Module):
         return total
 
 
-def dense(width: int, hidden: int, *, activation: Activation = GELU) -> Dense:
-    """One network for all tokens of all tasks."""
-    return Dense(FeedForward(width, hidden, 1, activation=activation))
-
-
 def gated_by_task(width: int, hidden: int, *, tasks: int, experts: int, choices: int) -> Mixture:
     """Feed-forward experts for all tasks and a noisy router for each; the chosen probabilities are the weights."""
 
@@ -126,8 +129,28 @@ def gated_knowing_task(width: int, hidden: int, *, tasks: int, experts: int, cho
     return Mixture(router, FeedForward(width, hidden, experts))
 
 
+def partly_by_task(width: int, hidden: int, *, tasks: int, own: int) -> Mixture:
+    """One network for all tasks but for the last `own` channels of its answer, which each task's expert computes."""
+    router = ComposedRouter(Given(tasks), [Softmax()], partial(top_k, k=1))
+    return Mixture(router, PartlyShared(width, hidden, tasks, own=own))
+
+
+def grey_patches(width: int, side: int, patch: int, *, prefix: int = 0) -> PatchEmbed:
+    """Square grey pictures of this side into patches, in pixels, behind so many prefix tokens."""
+    grid = (side // patch, side // patch)
+    return PatchEmbed(width=width, patch=patch, grid=grid, prefix=prefix, antialias=False, norm_eps=None, channels=1)
+
+
+def every_second(depth: int, width: int, mixture: Callable[[], Mixture] | None) -> list[Mixture | Dense]:
+    """Layers of so many blocks: every second one a mixture, if there are any, the others dense of four times D."""
+    return [
+        mixture() if mixture is not None and place % 2 else Dense(FeedForward(width, 4 * width, 1))
+        for place in range(depth)
+    ]
+
+
 def for_canvases(
-    width: int, side: int, layers: Sequence[Mixture | Dense], heads: Sequence[int] = range(4), *, patch: int = 4
+    width: int, side: int, layers: Sequence[Mixture | Dense], heads: Sequence[int] = range(4), *, patch: int
 ) -> Tasked:
     """A network for grey canvases and the tasks that any picture gives: its class of ten, its foreground, its edges
     and their directions.
@@ -139,7 +162,24 @@ def for_canvases(
         heads: which of the tasks.
         patch: its side in pixels.
     """
-    grid = (side // patch, side // patch)
-    embed = PatchEmbed(width=width, patch=patch, grid=grid, prefix=0, antialias=False, norm_eps=None, channels=1)
     made = [OfMean(width, 10), *(OfPixels(width, patch, channels) for channels in (1, 1, 2))]
-    return Tasked(embed, stack(width, 4, layers), [made[task] for task in heads])
+    return Tasked(grey_patches(width, side, patch), stack(width, 4, layers), [made[task] for task in heads])
+
+
+def modular_router(width: int, experts: int, choices: int) -> ComposedRouter:
+    """A router of zeros with noise while it learns, whose gates are never zero."""
+    score = Dot(width, experts)
+    nn.init.zeros_(score.weight)
+    return ComposedRouter(score, [Noise(1 / experts), Softmax(), Raised()], partial(top_k, k=choices))
+
+
+def modular_block(width: int, *, tasks: int, experts: int, choices: int) -> MixedBlock:
+    """A block whose attention and feed-forward part are experts, with a router for each task in front of both.
+
+    The chosen heads and networks together are as wide as a dense block's: queries of 2 D, hidden layers of 4 D.
+    """
+    size, hidden = 2 * width // choices, 4 * width // choices
+    first, second = (ByTask([modular_router(width, experts, choices) for _ in range(tasks)]) for _ in range(2))
+    queries, outputs = Linear(width, experts, out=size), Linear(size, experts, out=width)
+    attention = QueryMixture(width, first, queries, outputs, size=size)
+    return MixedBlock(width, attention, Mixture(second, FeedForward(width, hidden, experts)))

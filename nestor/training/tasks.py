@@ -89,7 +89,7 @@ def learn(
     *,
     beside: Beside | None = None,
     draw: Callable[[Sequence[Task], int], Sequence[Task]] = together,
-    only: Callable[[str], bool] = lambda name: True,
+    only: Sequence[str] = ("",),
 ) -> Tasked:
     """Train a copy of a network on tasks: in each step a batch of every task that is drawn, then one update.
 
@@ -99,7 +99,7 @@ def learn(
         how: of it count steps, batch (of each task), rate, head_rate, router_rate, decay, warmup, clip and seed.
         beside: a further loss.
         draw: which tasks a step learns.
-        only: which parameters learn, by name.
+        only: parameters learn whose name has one of these parts.
 
     Raises:
         ValueError: there is no task, a task has not one batch, the number of steps is not given, or nothing learns.
@@ -113,7 +113,7 @@ def learn(
         )
     student = copy.deepcopy(model).train()
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and only(name))
+        parameter.requires_grad_(parameter.requires_grad and any(part in name for part in only))
     groups = parameter_groups(cast("Any", student), how)
     if not groups:
         raise ValueError("a network that learns must have parameters that do; got none. Change `only`.")
