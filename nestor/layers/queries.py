@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+import torch
 from torch import Tensor, nn
 
 from nestor.ops.attention import attend
@@ -73,6 +74,15 @@ class QueryMixture(nn.Module):
         two = self.memory.out_features
         pairs = zip(routing.counts.tolist(), self.queries.costs, self.outputs.costs, strict=True)
         return B * self.router.macs(T) + B * T * D * two + sum(n * (a + b + T * two) for n, a, b in pairs)
+
+
+def first_head(layer: QueryMixture, tokens: Tensor) -> Tensor:
+    """What the layer would answer if every token asked in the first head alone, with weight one: (B, T, D) each."""
+    count = torch.zeros(len(layer.queries.costs), dtype=torch.long, device=tokens.device)
+    count[0] = tokens[..., 0].numel()
+    query = layer.queries(tokens.flatten(0, 1), count).unflatten(0, tokens.shape[:2])
+    read = attend(*(part.unsqueeze(1) for part in (query, *layer.memory(tokens).chunk(2, -1)))).squeeze(1)
+    return layer.outputs(read.flatten(0, 1), count).unflatten(0, tokens.shape[:2])
 
 
 @final

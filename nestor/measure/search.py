@@ -35,8 +35,8 @@ def genetic(
     space: Sequence[Sequence[int]],
     cost: Callable[[Choice], float],
     *,
-    population: int = 24,
-    generations: int = 12,
+    population: int = 32,
+    generations: int = 16,
     seed: int = 0,
     start: Sequence[Choice] = (),
 ) -> Found:

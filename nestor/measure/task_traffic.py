@@ -44,15 +44,15 @@ def apart(model: Tasked, images: Tensor, tasks: Sequence[int]) -> tuple[float, f
     return mean(between), mean(within)
 
 
-def told(model: Tasked, images: Sequence[Tensor]) -> list[float]:
-    """For each layer that decides, what the expert tells of the task, in nats, all tasks weighing the same.
+def told(model: Tasked, images: Sequence[Tensor]) -> dict[str, float]:
+    """For each layer that decides, by its number, what the expert tells of the task in nats, all tasks weighing alike.
 
     Args:
         model: of several tasks.
         images: of each task, by the number of its head.
     """
     loads = [usage(model, part, task) for task, part in enumerate(images)]
-    return [information(torch.stack(rows)) for rows in zip(*loads, strict=True)]
+    return {str(layer): information(torch.stack(rows)) for layer, rows in enumerate(zip(*loads, strict=True))}
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from nestor.training.beside import Contrast
 from nestor.training.compare import means
 from nestor.training.set_tasks import alone, shapes
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, scores
+from nestor.training.tasks import learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def build(settings: Settings, families: int = 2, *, split: bool = True) -> Taske
 
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
-    """Exact properties, then the errors of both families over seeds."""
+    """Exact properties, then over seeds how much of the variance both families' answers explain."""
     claims, details = _exact(settings), {}
     if settings.seeds:
         details = _runs(settings)
@@ -83,12 +83,8 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
 
 
 def _runs(settings: Settings) -> dict[str, Any]:
-    s, found = settings, {"error": {}, "purity": {}}
+    s, found = settings, {"score": {}, "purity": {}}
     tasks, test, kinds, judged = shapes(s.pictures, s.held_out)
-
-    def note(name: str, score: dict[str, float]) -> None:
-        for family, value in score.items():
-            found["error"].setdefault(name, {}).setdefault(family, []).append(1 - value)
 
     for seed in s.seeds:
         how, two = Fit(steps=s.steps, batch=s.batch, rate=s.rate, seed=seed), {}
@@ -96,16 +92,16 @@ def _runs(settings: Settings) -> dict[str, Any]:
         for name, beside in (("split", contrast), ("shared", contrast), ("split, no contrast", None)):
             torch.manual_seed(seed)
             model = learn(build(s, split=name != "shared"), tasks, how, beside=beside)
-            note(name, scores(model, test))
+            note(found["score"], name, scores(model, test))
             pure = purity_of_tasks(model, [task.images for task in test], judged)
             found["purity"].setdefault(name, []).append(pure)
             if name == "split":
-                note("the other's experts", scores(model, test, told=lambda task: 1 - task.head))
+                note(found["score"], "the other's experts", scores(model, test, told=lambda task: 1 - task.head))
         for task, judge, labels in zip(tasks, test, kinds, strict=True):
             torch.manual_seed(seed)
             single = Contrast(head=1, kinds={0: labels}, weight=s.contrast)
             two |= scores(learn(build(s, 1, split=False), [alone(task)], how, beside=single), [alone(judge)])
-        note("two networks", two)
+        note(found["score"], "two networks", two)
     return found
 
 
@@ -115,7 +111,7 @@ def _exact(settings: Settings) -> list[Claim]:
     one = FeedForward(D, 4 * D, 1)
     layer = partly_by_task(D, 4 * D, tasks=2, own=D // 4)
     layer.experts = PartlyShared.of(one, 2, own=D // 4)
-    error = float((layer(tokens, signal)[0] - Dense(one)(tokens)[0]).abs().max())
+    error = float((layer(tokens, signal)[0] - Dense(one)(tokens)[0]).detach().abs().max())
     model = build(settings)
     model(torch.randn(4, 1, 28, 28), 0).tokens.square().mean().backward()
     own = [layer.experts.get_parameter("own").grad for layer in model.feedforwards]
@@ -131,7 +127,7 @@ def _exact(settings: Settings) -> list[Claim]:
 
 
 def _claims(found: dict[str, Any]) -> list[Claim]:
-    error = {name: mean(means(families).values()) for name, families in found["error"].items()}
+    error = {name: 1 - mean(means(families).values()) for name, families in found["score"].items()}
     pure = means(found["purity"])
     rows = {
         "error, split against shared": (error["split"], "<=", error["shared"]),
@@ -142,8 +138,10 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
 
 
 def curves(details: dict[str, Any]) -> Repeats | None:
-    """Errors of each family; seeds spread them."""
+    """Scores of each family; seeds spread them."""
     if not details:
         return None
-    rows = {name: dict(enumerate(families.values())) for name, families in details["error"].items()}
-    return Repeats(title="Shape", across="families: garments, digits", upward="squared error", lines=rows, levels={})
+    rows = {name: dict(enumerate(families.values())) for name, families in details["score"].items()}
+    return Repeats(
+        title="Shape", across="families: garments, digits", upward="variance explained", lines=rows, levels={}
+    )

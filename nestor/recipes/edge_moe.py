@@ -32,7 +32,7 @@ from nestor.surgery.fixed_point import fixed_point
 from nestor.training.beside import Level
 from nestor.training.pixel_tasks import NAMES, tasks_of_garments
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, scores
+from nestor.training.tasks import learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
         how = Fit(steps=s.steps, batch=s.batch, rate=s.rate, seed=seed)
         model = learn(build(s), tasks, how, beside=Level(deviation=1 / s.experts))
         for kind, each in (("single", model), ("fixed point", fixed_point(model))):
-            for name, value in scores(each, test).items():
-                found[kind].setdefault(name, []).append(value)
+            note(found, kind, scores(each, test))
         for name, values in _counted(s, model, test[0].images[: s.traced], folder).items():
             found["counts"].setdefault(name, []).extend(values)
     lost = max(mean(found["single"][name]) - mean(found["fixed point"][name]) for name in NAMES)

@@ -28,7 +28,7 @@ from nestor.training.beside import Level
 from nestor.training.compare import means
 from nestor.training.pixel_tasks import NAMES, tasks_of_garments
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, scores
+from nestor.training.tasks import learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def _runs(settings: Settings) -> dict[str, Any]:
         for kind, score in every.items():
             relative = mean(score[name] / single[name] for name in NAMES)
             found["relative"].setdefault(kind, []).append(relative)
-            for name, value in score.items():
-                found["scores"].setdefault(kind, {}).setdefault(name, []).append(value)
+            note(found["scores"], kind, score)
     return found
 
 

@@ -4,10 +4,9 @@ Paper: arXiv 2306.17165, with the blocks of Mod-Squad. Command: `nestor prove mo
 
 Heads of attention and feed-forward networks are modules, eight of each in a block, and every task has a router of its
 own that takes two. A step learns one task from its own set: classes of garments, defects of solar cells, masks; digits
-come later. A loss on the mutual information of task and expert makes tasks claim few modules, so that those a task does
+come later. A loss on the mutual information of task and module makes tasks claim few of them, so that those a task does
 not use can be cut, and a new task can learn its routers alone, or bring modules of its own. Choices: what was seen of
-the other tasks is a running mean without gradient; routers have noise while they learn, for they begin with zeros; the
-rival balances each router by the squared variation of its weights and load.
+other tasks is a running mean without gradient; routers begin with zeros, hence with noise.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ import torch
 from nestor.experts.stacked import select
 from nestor.layers.answers import OfMean, OfPixels
 from nestor.layers.block import Dense
+from nestor.layers.queries import first_head
 from nestor.measure.repeats import Repeats
 from nestor.measure.task_traffic import told, usage
 from nestor.models.tasked import Tasked, grey_patches, modular_block, modular_router
-from nestor.ops.attention import attend
 from nestor.recipes.base import Claim, Proof
 from nestor.surgery.modules import alike, cut, extended, used
 from nestor.training.beside import Informed, Level
 from nestor.training.compare import means
 from nestor.training.set_tasks import sets
 from nestor.training.settings import Fit
-from nestor.training.tasks import OneAtATime, Task, learn, scores
+from nestor.training.tasks import OneAtATime, Task, learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ class Settings:
     pictures: int = 4000
     held_out: int = 1000
     side: int = 32
-    cell: int = 64
     steps: int = 900
     tuned: int = 200
     batch: int = 32
@@ -78,76 +76,70 @@ def build(settings: Settings) -> Tasked:
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exact properties, then over seeds what tasks claim, what cutting costs and how a new task is learnt."""
-    claims, details = _exact(settings), {}
-    if settings.seeds:
-        details = _runs(settings)
-        claims += _claims(details)
-    return Proof(claims=tuple(claims), details=details)
+    if not settings.seeds:
+        return Proof(claims=_exact(settings), details={})
+    details = _runs(settings)
+    return Proof(claims=(*_exact(settings), *_claims(details)), details=details)
 
 
 def _runs(settings: Settings) -> dict[str, Any]:
     s, found = settings, {"information": {}, "scores": {}, "lost": {"unused": [], "random": []}, "digits": {}}
-    (*tasks, late), (*test, judged) = sets(s.pictures, s.held_out, side=s.side, cell=s.cell)
+    (*tasks, late), (*test, judged) = sets(s.pictures, s.held_out, side=s.side)
     for seed in s.seeds:
         how = Fit(steps=s.steps, batch=s.batch, rate=s.rate, seed=seed)
-        rivals = {"information": Informed(3, weight=s.information), "level": Level(deviation=1 / s.experts)}
+        rivals = {"level": Level(deviation=1 / s.experts), "information": Informed(3, weight=s.information)}
         for name, beside in rivals.items():
             torch.manual_seed(seed)
             model = learn(build(s), tasks, how, beside=beside, draw=OneAtATime(seed=seed))
-            each = told(model, [task.images for task in test])
-            for layer, value in enumerate(each):
-                found["information"].setdefault(name, {}).setdefault(str(layer), []).append(value)
-            for task, value in scores(model, test).items():
-                found["scores"].setdefault(name, {}).setdefault(task, []).append(value)
-            if name == "level":
-                continue
-            _cut(s, model, test, seed, found["lost"])
-            short = Fit(steps=s.tuned, batch=s.batch, rate=s.rate, seed=seed)
-            wider = extended(model, OfMean(s.width, 10), lambda first, experts: first)
-            for way, parts in (("head", ["heads.3."]), ("routers", ["heads.3.", ".routers.3."])):
-                value = scores(learn(wider, [late], short, only=parts), [judged])[late.name]
-                found["digits"].setdefault(way, []).append(value)
+            note(found["information"], name, told(model, [task.images for task in test]))
+            note(found["scores"], name, scores(model, test))
+        _cut(s, model, test, found["lost"])
+        short = Fit(steps=s.tuned, batch=s.batch, rate=s.rate, seed=seed)
+        wider = extended(model, OfMean(s.width, 10), lambda first, experts: first)
+        for way, parts in (("head", ["heads.3."]), ("routers", ["heads.3.", ".routers.3."])):
+            note(found["digits"], way, scores(learn(wider, [late], short, only=parts), [judged]))
     return found
 
 
-def _cut(settings: Settings, model: Tasked, test: Sequence[Task], seed: int, lost: dict[str, list[float]]) -> None:
-    """What a task loses without the modules that it does not use, and without as many others; mean of the tasks."""
-    generator, rows = torch.Generator().manual_seed(seed), {"unused": [], "random": []}
+def _cut(settings: Settings, model: Tasked, test: Sequence[Task], lost: dict[str, list[float]]) -> None:
+    """What each task loses without the modules that it does not use, and without as many others."""
     for task in test:
         kept = used(usage(model, task.images, task.head), settings.least)
-        drawn = [torch.randperm(settings.experts, generator=generator)[: len(each)].tolist() for each in kept]
-        for kind, experts in (("unused", kept), ("random", drawn)):
-            less = scores(cut(model, experts), [task])[task.name]
-            rows[kind].append(scores(model, [task])[task.name] - less)
-    for kind, values in rows.items():
-        lost[kind].append(mean(values))
+        drawn = [torch.randperm(settings.experts)[: len(each)].tolist() for each in kept]
+        whole, *less = (scores(each, [task])[task.name] for each in (model, cut(model, kept), cut(model, drawn)))
+        for kind, value in zip(lost, less, strict=True):
+            lost[kind].append(whole - value)
 
 
 @torch.no_grad()
-def _exact(settings: Settings) -> list[Claim]:
+def _exact(settings: Settings) -> tuple[Claim, ...]:
     torch.manual_seed(0)
     D, E = settings.width, settings.experts
     model, images = build(settings).eval(), torch.randn(2, 1, settings.side, settings.side)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(torch.randn_like(parameter) if "router" in name else parameter)
     wider = extended(model, OfMean(D, 10), lambda first, experts: modular_router(D, experts, 2), more=2).eval()
     changed = [float((wider(images, task).tokens - model(images, task).tokens).abs().max()) for task in range(3)]
     block = alike(modular_block(D, tasks=1, experts=E, choices=E).eval())
     tokens, signal = torch.randn(2, 9, D), Signal(task=torch.zeros(2, dtype=torch.long))
-    query, read = block.attention.queries.get_parameter("weight")[0], block.attention.outputs.get_parameter("weight")[0]
-    asked = (tokens @ query.T, *block.attention.memory(tokens).chunk(2, -1))
-    dense = attend(*(part.unsqueeze(1) for part in asked)).squeeze(1) @ read.T
     network = Dense(select(block.layer.experts, (0,)))(tokens)[0]
-    pairs = ((block.attention(tokens, signal)[0], dense), (block.layer(tokens, signal)[0], network))
-    off = max(float((answer - (1 + E * 1e-4) * plain).abs().max()) for answer, plain in pairs)
-    rows = {
-        "change of old tasks after the network was extended": (max(changed), "==", 0),
-        "error of equal modules, all chosen, against dense layers times 1 + E / 10000": (off, "<=", 1e-5),
-    }
-    return [Claim(text=t, left=a, relation=sign, right=b, exact=True) for t, (a, sign, b) in rows.items()]
+    parts = ((block.attention, first_head(block.attention, tokens)), (block.layer, network))
+    off = max(float((part(tokens, signal)[0] - (1 + E * 1e-4) * plain).abs().max()) for part, plain in parts)
+    return (
+        Claim(text="change of old tasks after extension", left=max(changed), relation="==", right=0, exact=True),
+        Claim(
+            text="error, equal modules against dense times 1 + E / 10000",
+            left=off,
+            relation="<=",
+            right=1e-5,
+            exact=True,
+        ),
+    )
 
 
 def _claims(found: dict[str, Any]) -> list[Claim]:
     known = {name: mean(means(layers).values()) for name, layers in found["information"].items()}
-    lost, digits = means(found["lost"]), means(found["digits"])
+    lost, digits = means(found["lost"]), {way: means(each)["digits"] for way, each in found["digits"].items()}
     rows = {
         "information of module on task in nats, against balanced routers": (known["information"], ">", known["level"]),
         "score lost without unused modules": (lost["unused"], "<", 0.005),

@@ -41,7 +41,7 @@ def handwritten(size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     return (large[~held_out], labels[~held_out]), (large[held_out], labels[held_out])
 
 
-def sets(pictures: int, held_out: int, *, side: int, cell: int) -> tuple[list[Task], list[Task]]:
+def sets(pictures: int, held_out: int, *, side: int, cell: int = 64) -> tuple[list[Task], list[Task]]:
     """Four tasks of pictures of their own, to learn from and to be judged by.
 
     Heads 0 to 3: class of a garment on a canvas; whether a solar cell is defective, at `cell` pixels; foreground of a

@@ -14,7 +14,7 @@ from nestor.training.run import parameter_groups
 from nestor.training.schedule import order, rate_factor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nestor.models.tasked import Tasked
     from nestor.training.settings import Fit
@@ -154,6 +154,12 @@ def scores(model: Tasked, tasks: Sequence[Task], *, told: Callable[[Task], int] 
         answers = [model(part, task.head, number).logits for part in task.images.split(256)]
         found[task.name] = task.score(torch.cat(answers), task.targets)
     return found
+
+
+def note(found: dict[str, dict[str, list[float]]], name: str, values: Mapping[str, float]) -> None:
+    """Add one run's values to those of the other runs of the same name."""
+    for key, value in values.items():
+        found.setdefault(name, {}).setdefault(key, []).append(value)
 
 
 def _see(model: Tasked, task: Task, how: Fit, step: int) -> Seen:
