@@ -125,16 +125,8 @@ def _exact(settings: Settings) -> tuple[Claim, ...]:
     network = Dense(select(block.layer.experts, (0,)))(tokens)[0]
     parts = ((block.attention, first_head(block.attention, tokens)), (block.layer, network))
     off = max(float((part(tokens, signal)[0] - (1 + E * 1e-4) * plain).abs().max()) for part, plain in parts)
-    return (
-        Claim(text="change of old tasks after extension", left=max(changed), relation="==", right=0, exact=True),
-        Claim(
-            text="error, equal modules against dense times 1 + E / 10000",
-            left=off,
-            relation="<=",
-            right=1e-5,
-            exact=True,
-        ),
-    )
+    rows = {"change of old tasks after extension": (max(changed), 0), "error of equal modules": (off, 1e-5)}
+    return tuple(Claim(text=t, left=a, relation="<=", right=b, exact=True) for t, (a, b) in rows.items())
 
 
 def _claims(found: dict[str, Any]) -> list[Claim]:
