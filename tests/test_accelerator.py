@@ -145,7 +145,10 @@ def test_the_slower_kernel_sets_the_pace():
     assert paces[1:] == sorted(paces[1:], reverse=True)
     linear = sum(encoder.linear(layout((8, 8, 2, 16)), item).cycles for item in shared.items) / 2
     assert paces[-1] == linear
-    assert paces[1] == encoder.attention(Array(parallel=1))
+    slim = Encoder(tokens=96, width=16, depth=2, dense=((16, 16),), expert=((16, 16),))
+    alone = Shared(encoder=slim, items=[[[192]]], memory=10**6)
+    assert alone.pace((16, 16, 4, 16), 1024 + 16) == slim.attention(Array(parallel=1))
+    assert alone.pace((16, 16, 4, 16), 1024 + 64) == slim.attention(Array(parallel=4))
     assert Shared(encoder=encoder, items=shared.items, memory=10).pace((8, 8, 2, 16), 10_000) == float("inf")
 
 

@@ -47,9 +47,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 D = 8
 
 
-def modular(experts: int = 4, depth: int = 2) -> Tasked:
-    blocks = [modular_block(D, tasks=2, experts=experts, choices=2) for _ in range(depth)]
-    model = Tasked(grey_patches(D, 8, 4), blocks, [OfMean(D, 3), OfPixels(D, 4, 1)]).eval()
+def fresh() -> Tasked:
+    """With routers of zeros."""
+    blocks = [modular_block(D, tasks=2, experts=4, choices=2) for _ in range(2)]
+    return Tasked(grey_patches(D, 8, 4), blocks, [OfMean(D, 3), OfPixels(D, 4, 1)]).eval()
+
+
+def modular() -> Tasked:
+    model = fresh()
     for name, parameter in model.named_parameters():
         if "router" in name:
             nn.init.normal_(parameter)
@@ -116,7 +121,7 @@ def test_heads_that_are_experts_equal_token_by_token(refinements):
     assert isinstance(routing, Sparse)
     naive = by_hand(layer, tokens, routing)
     torch.testing.assert_close(answer, naive)
-    (answer * toward).sum().backward()
+    (answer * toward).sum().backward(retain_graph=True)
     ours = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
     layer.zero_grad()
     (naive * toward).sum().backward()
@@ -151,7 +156,7 @@ def test_every_task_has_its_router_and_its_head():
     assert model.macs(model(images, 0), 4, [0]) == 4 * 16 * D + 10 * D + 2 * each + experts + 4 * 4 * D + network
     knowing = gated_knowing_task(D, D, tasks=2, experts=4, choices=2).eval()
     tokens = torch.randn(1, 5, D)
-    knowing.router.get_parameter("score.scores.1.bias").data[1] = torch.tensor([0.0, 0, 0, 9])
+    knowing.router.get_parameter("score.parts.1.bias").data[1] = torch.tensor([0.0, 0, 0, 9])
     _, (routing,) = knowing(tokens, Signal(task=torch.tensor([1])))
     assert isinstance(routing, Sparse)
     assert (routing.index[..., 0] == 3).all()
@@ -195,7 +200,7 @@ def test_token_by_token_is_expert_by_expert():
 
 
 def test_the_loop_learns_all_tasks_and_the_same_twice():
-    model, how = modular(), Fit(steps=60, batch=8, rate=0.05)
+    model, how = modular(), Fit(steps=30, batch=8, rate=0.05)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = Level(deviation=0.25)
     trained = learn(model, tasks(), how, beside=losses)
@@ -203,11 +208,9 @@ def test_the_loop_learns_all_tasks_and_the_same_twice():
     first, last = scores(model, tasks()), scores(trained, tasks())
     assert last["place"] > first["place"]
     assert last["copy"] > first["copy"]
-    torch.manual_seed(5)
-    again = learn(model, tasks(), how, beside=losses)
-    torch.testing.assert_close(scores(again, tasks()), last, rtol=0.2, atol=0.3)
     assert scores(trained, tasks(), told=lambda task: 1 - task.head) != last
-    few = learn(model, tasks(), Fit(steps=2, batch=8), only=["heads."])
+    few, again = (learn(model, tasks(), Fit(steps=2, batch=8), only=["heads."]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(few.parameters(), again.parameters(), strict=True))
     for name, tensor in few.state_dict().items():
         assert torch.equal(before[name], tensor) != name.startswith("heads.")
     assert all(parameter.requires_grad for parameter in few.parameters())
@@ -243,13 +246,13 @@ def test_one_task_at_a_time_is_drawn_by_the_root_of_its_size():
 
 def test_the_information_loss_makes_tasks_claim_experts_and_remembers_the_others():
     torch.manual_seed(1)
-    model, each = modular(), tasks()
-    how = Fit(steps=150, batch=8, rate=0.05)
+    model, each = fresh(), tasks()
+    how = Fit(steps=50, batch=8, rate=0.1)
     images = [task.images for task in each]
-    before = sum(told(model, images).values())
-    loss = Informed(2, weight=2.0)
+    loss = Informed(2, weight=1.0)
     trained = learn(model, each, how, beside=loss, draw=OneAtATime())
-    assert sum(told(trained, images).values()) > before + 0.5
+    # Two tasks can tell log 2 in each of four layers.
+    assert sum(told(trained, images).values()) > 1.5
     assert len(loss.means) == 4
     for mean in loss.means:
         torch.testing.assert_close(mean.sum(-1), torch.ones(2))
@@ -278,7 +281,7 @@ def test_items_of_a_kind_are_drawn_together():
     ]
     value = loss(model, seen)  # pyright: ignore[reportArgumentType]
     value.backward()
-    assert float(value) > 0
+    assert float(value.detach()) > 0
     assert model.embed.prefix.grad is not None
     assert 0 <= purity_of_tasks(model.eval(), [t.images for t in tasks()], [torch.arange(24)] * 2, nearest=2) <= 1
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):

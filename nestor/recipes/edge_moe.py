@@ -103,9 +103,8 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
 
 def _counted(settings: Settings, model: Tasked, images: torch.Tensor, folder: Path | None) -> dict[str, list[float]]:
     """For each task, layer and picture, what its experts take in the order of queues and of tokens."""
-    D, array = settings.width, Array(parallel=settings.parallel)
-    decisions = [routing for layers in traced(model, images, range(4), folder) for routing in layers]
-    each = [compared(routing, ((D, 2 * D), (2 * D, D)), array) for routing in decisions]
+    D, array, decisions = settings.width, Array(parallel=settings.parallel), traced(model, images, range(4), folder)
+    each = [compared(one, ((D, 2 * D), (2 * D, D)), array) for layers in decisions for one in layers]
     return {name: [value for part in each for value in part[name]] for name in each[0]}
 
 
@@ -128,8 +127,8 @@ def _kernels(settings: Settings) -> list[Claim]:
     steps = list(schedule(N, P))
     met = [(query, step.key) for step in steps for query in step.pairs]
     softmax = (softmax_in_one_pass(scores) - scores.softmax(-1)).abs().max()
-    layer = build(settings).eval().feedforwards[0]
-    queued = error_of_order(layer, torch.randn(2, 9, settings.width), Signal(task=torch.tensor([0, 3])))
+    task, tokens = Signal(task=torch.tensor([0, 3])), torch.randn(2, 9, settings.width)
+    queued = error_of_order(build(settings).eval().feedforwards[0], tokens, task)
     rows = {
         "error, softmax in one pass": (float(softmax), "<=", 1e-6),
         "error, GELU from a table": (float((gelu_by_table(values) - gelu(values)).abs().max()), "<", 1e-4),

@@ -35,7 +35,8 @@ def pixel_tasks(pictures: Pictures, side: int, *, seed: int = 0) -> tuple[Task, 
         seed: of the places.
     """
     canvas = scattered(grey(pictures), side, seed=seed)
-    images, outline = ((part - part.mean()) / part.std() for part in (canvas, edges(canvas)))
+    normal, outline = ((part - part.mean()) / part.std() for part in (canvas, edges(canvas)))
+    images = normal.unsqueeze(1)
     kinds = (
         (torch.tensor(pictures.labels), F.cross_entropy, right),
         (foreground(canvas).unsqueeze(1), F.binary_cross_entropy_with_logits, intersection),
@@ -43,7 +44,7 @@ def pixel_tasks(pictures: Pictures, side: int, *, seed: int = 0) -> tuple[Task, 
         (directions(canvas), F.mse_loss, alignment),
     )
     return tuple(
-        Task(name=name, head=head, images=images.unsqueeze(1), targets=targets, loss=loss, score=score)
+        Task(name=name, head=head, images=images, targets=targets, loss=loss, score=score)
         for head, (name, (targets, loss, score)) in enumerate(zip(NAMES, kinds, strict=True))
     )
 
