@@ -49,8 +49,8 @@ class Settings:
     pictures: int = 4000
     held_out: int = 1000
     side: int = 32
-    steps: int = 900
-    tuned: int = 200
+    steps: int = 500
+    tuned: int = 150
     batch: int = 32
     rate: float = 0.03
     information: float = 0.03
