@@ -101,12 +101,13 @@ class Tasked(nn.Module):
         total = float(self.embed.macs(patches)) + sum(head.macs(patches) for head in heads)
         for block in self.chain:
             for part in (block.attention, block.layer):
+                # The two kinds take different things.
+                macs = cast("Callable[..., float]", part.macs)
                 if isinstance(part, (Mixture, QueryMixture)):
                     routing = next(left)
-                    B = len(routing.scores)
-                    total += part.macs(routing, (B, T, D)) / max(1, B)
+                    total += macs(routing, (len(routing.scores), T, D)) / max(1, len(routing.scores))
                 else:
-                    total += part.macs(T)
+                    total += macs(T)
         return total
 
 

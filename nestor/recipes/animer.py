@@ -33,7 +33,7 @@ from nestor.training.beside import Contrast
 from nestor.training.compare import means
 from nestor.training.set_tasks import alone, shapes
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, note, scores
+from nestor.training.tasks import learn, lines, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def curves(details: dict[str, Any]) -> Repeats | None:
     """Scores of each family; seeds spread them."""
     if not details:
         return None
-    rows = {name: dict(enumerate(families.values())) for name, families in details["score"].items()}
+    rows = lines(details["score"])
     return Repeats(
         title="Shape", across="families: garments, digits", upward="variance explained", lines=rows, levels={}
     )

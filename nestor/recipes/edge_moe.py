@@ -33,7 +33,7 @@ from nestor.training.beside import Level
 from nestor.training.compare import means
 from nestor.training.pixel_tasks import NAMES, tasks_of_garments
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, note, scores
+from nestor.training.tasks import learn, lines, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -146,5 +146,5 @@ def curves(details: dict[str, Any]) -> Repeats | None:
     """Scores of each task in single precision and in fixed point; seeds spread them."""
     if "single" not in details:
         return None
-    rows = {kind: dict(enumerate(details[kind].values())) for kind in ("single", "fixed point")}
+    rows = lines({kind: details[kind] for kind in ("single", "fixed point")})
     return Repeats(title="Numbers", across=f"tasks: {', '.join(NAMES)}", upward="score", lines=rows, levels={})

@@ -28,7 +28,7 @@ from nestor.training.beside import Level
 from nestor.training.compare import means
 from nestor.training.pixel_tasks import NAMES, tasks_of_garments
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, note, scores
+from nestor.training.tasks import learn, lines, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -140,5 +140,5 @@ def curves(details: dict[str, Any]) -> Repeats | None:
     """Scores of each task; seeds spread them."""
     if not details:
         return None
-    rows = {kind: dict(enumerate(score.values())) for kind, score in details["scores"].items()}
+    rows = lines(details["scores"])
     return Repeats(title="Four tasks", across=f"tasks: {', '.join(NAMES)}", upward="score", lines=rows, levels={})

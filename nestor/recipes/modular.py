@@ -30,7 +30,7 @@ from nestor.training.beside import Informed, Level
 from nestor.training.compare import means
 from nestor.training.set_tasks import sets
 from nestor.training.settings import Fit
-from nestor.training.tasks import OneAtATime, Task, learn, note, scores
+from nestor.training.tasks import OneAtATime, Task, learn, lines, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
 def _runs(settings: Settings) -> dict[str, Any]:
     s, found = settings, {"information": {}, "scores": {}, "lost": {"unused": [], "random": []}, "digits": {}}
     (*tasks, late), (*test, judged) = sets(s.pictures, s.held_out, side=s.side)
+    model = build(s)
     for seed in s.seeds:
         how = Fit(steps=s.steps, batch=s.batch, rate=s.rate, seed=seed)
         rivals = {"level": Level(deviation=1 / s.experts), "information": Informed(3, weight=s.information)}
@@ -145,5 +146,5 @@ def curves(details: dict[str, Any]) -> Repeats | None:
     """What the module tells of the task, by layer; seeds spread it."""
     if not details:
         return None
-    rows = {name: {float(layer): v for layer, v in layers.items()} for name, layers in details["information"].items()}
+    rows = lines(details["information"])
     return Repeats(title="Modules", across="layer", upward="information in nats", lines=rows, levels={})

@@ -162,6 +162,11 @@ def note(found: dict[str, dict[str, list[float]]], name: str, values: Mapping[st
         found.setdefault(name, {}).setdefault(key, []).append(value)
 
 
+def lines(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[float, list[float]]]:
+    """The same with places in a row instead of names, as curves are drawn."""
+    return {name: {float(place): runs for place, runs in enumerate(each.values())} for name, each in found.items()}
+
+
 def _see(model: Tasked, task: Task, how: Fit, step: int) -> Seen:
     epoch, place = divmod(step, len(task.images) // how.batch)
     rows = torch.tensor(order(len(task.images), how.seed, epoch)[place * how.batch : (place + 1) * how.batch])
