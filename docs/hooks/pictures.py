@@ -17,7 +17,7 @@ from PIL import Image
 import nestor
 from nestor.api import prepare
 from nestor.data import Pictures
-from nestor.measure.draw import COLOURS, TINT, choices, palette, panel, routing
+from nestor.measure.draw import COLOURS, TINT, choices, legend_below, palette, panel, routing
 from nestor.ops.bands import normalise
 from nestor.routing.capacity import solve
 from nestor.surgery.basis import streams
@@ -154,7 +154,7 @@ def capacity() -> Figure:
     axes.set_xlabel("mean cost of a patch, share of the full one")
     axes.set_ylabel("patches, %")
     axes.margins(0)
-    axes.legend(loc="upper left", frameon=True)
+    legend_below(figure, axes)
     return figure
 
 
@@ -169,7 +169,7 @@ def energy() -> Figure:
     axes.set_xlim(0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right")
+    legend_below(figure, axes)
     return figure
 
 
@@ -199,7 +199,7 @@ def tokens() -> Figure:
     axes.set_xlabel("block")
     axes.set_ylabel("tokens")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left")
+    legend_below(figure, axes)
     return figure
 
 

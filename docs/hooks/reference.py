@@ -28,19 +28,18 @@ def pages() -> dict[str, str]:
 
 
 @cache
-def modules() -> tuple[str, ...]:
-    """Full names of all modules that define something public, of rooms that are not described elsewhere."""
-    found = []
+def modules() -> dict[str, list[str]]:
+    """Public classes and functions that each module defines, by its full name; what is described elsewhere aside."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] in (*ELSEWHERE, "__init__") or not public(path):
-            continue
-        found.append(".".join(("nestor", *(part for part in parts if part != "__init__"))))
-    return tuple(found)
+        names = _public(path)
+        if parts[0] not in (*ELSEWHERE, "__init__") and names:
+            found[".".join(("nestor", *(part for part in parts if part != "__init__")))] = names
+    return found
 
 
-def public(path: Path) -> list[str]:
-    """Names of the public classes and functions that a file defines."""
+def _public(path: Path) -> list[str]:
     body = ast.parse(path.read_text(encoding="utf-8")).body
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return [node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_")]

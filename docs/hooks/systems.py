@@ -66,13 +66,12 @@ def _index(evidence: Path) -> str:
 
 
 def _table(known: list[tuple[System, State]]) -> str:
-    rows = ["| system | paper | year | recipe | state | claims that hold | evidence |", "|" + " --- |" * 7]
+    rows = ["| system | state | claims that hold | evidence | recipe | paper |", "|" + " --- |" * 6]
     for system, at in known:
         links = ", ".join(f"[{name}]({name}.md)" for name in system.recipes)
         made = ("current" if at.current else "of earlier sources") if at.evidence else ""
-        paper = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})"
-        cells = (system.name, paper, system.year, links, MARKS[at.state], held(at.evidence), made)
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
+        paper = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv}), {system.year}"
+        rows.append("| " + " | ".join((system.name, MARKS[at.state], held(at.evidence), made, links, paper)) + " |")
     return "\n".join(rows)
 
 
