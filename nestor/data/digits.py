@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_REPAIR = "Install the package: pip install scikit-learn"
+_REPAIR = "Install it: pip install 'nestor[data]'"
 
 
 def digits(file: Path | None = None) -> tuple[Tensor, Tensor]:
