@@ -33,6 +33,7 @@ from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, ren
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
 from nestor.routing.several import ByTask, Renamed
+from nestor.routing.straight import StraightThrough
 from nestor.types import Experts, Router, Signal
 
 D, E = 8, 4
@@ -97,6 +98,7 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "renamed": lambda: Renamed(
         ComposedRouter(Dot(D, 3), [Softmax()], partial(top_k, k=2), [renormalise]), (2, 0, 3), E
     ),
+    "straight_through": lambda: StraightThrough(Dot(D, E), temperature=5.0),
     "by_task": lambda: ByTask([ROUTERS[name]() for name in ("mixtral", "cosine", "deepseek")]),
 }
 # Weights of every token that counts add up to one, whatever the tokens.
@@ -113,6 +115,7 @@ NORMALISED = (
     "product_key",
     "graph",
     "renamed",
+    "straight_through",
     "by_task",
 )
 
