@@ -107,5 +107,5 @@ def test_digits_are_read_from_the_packages_table(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             digits(file)
-    with pytest.raises(FileNotFoundError, match="pip install scikit-learn"):
+    with pytest.raises(FileNotFoundError, match=r"nestor\[data\]"):
         digits(tmp_path / "none.csv.gz")
