@@ -25,6 +25,7 @@ develop: $(VENV)/.develop  ## Add what tests and checks need.
 demo: install  ## Make a real network elastic on real pictures, and write a report.
 	$(BIN)/python -m nestor.demo
 	@echo "The report is runs/demo/report.html"
+	@echo "See it at work: $(BIN)/nestor demo runs/demo/elastic --profile runs/demo/profile.json"
 
 test: develop  ## Run all tests.
 	$(BIN)/python -m pytest -n auto --dist loadgroup

@@ -26,7 +26,7 @@ RANKS = (
     ("recipes",),
     ("api", "hub"),
     ("",),
-    ("demo",),
+    ("demo", "page"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
