@@ -101,7 +101,8 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
         side_by_side(partial(_dense, settings, kept), settings.seeds, what="Tuning dense networks")
         pieces = [(seed, name) for seed in settings.seeds for name in ("nested", MERGING, LONGER)]
         found = side_by_side(partial(_scored, settings, kept), pieces, what="Tuning elastic networks")
-        timed = {name: _tuned(settings, kept, settings.seeds[0], name) for name in ("nested", MERGING)}
+        first = kept / f"seed{settings.seeds[0]}"
+        timed = {"nested": load_model(first / "nested"), MERGING: Merged(load_model(first / _folder(MERGING)))}
     runs: dict[int, dict[str, Any]] = {seed: {} for seed in settings.seeds}
     for (seed, _), scores in zip(pieces, found, strict=True):
         runs[seed] |= scores
@@ -176,7 +177,11 @@ def _tuned(settings: Settings, folder: Path, seed: int, name: str) -> Network:
     if name == LONGER:
         return fit(dense, train, replace(how, budgets=Fixed()), out=out / "longer")
     start = Merged(dense) if name == MERGING else nest(dense, _calibration(train, settings))
-    return fit(start, train, how, teacher=dense, out=out / name.replace(", ", "-"))
+    return fit(start, train, how, teacher=dense, out=out / _folder(name))
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "-")
 
 
 def _scored(settings: Settings, folder: Path, piece: tuple[int, str]) -> dict[str, dict[str, float]]:
