@@ -75,7 +75,7 @@ def test_a_wrong_example_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(AttributeError):
         told("python", "import nestor\nnestor.nst")
-    with pytest.raises(AssertionError, match="no such"):
+    with pytest.raises(AssertionError, match="--no-such-option"):
         told("bash", "nestor show elastic/ photo.jpg --no-such-option")
     for line in ("make tea", "pip install 'nestor[tea]'", "tea"):
         with pytest.raises(AssertionError):
