@@ -4,6 +4,7 @@ import asyncio
 import math
 import signal
 import threading
+from typing import Any
 
 import pytest
 from test_serving_engine import PATIENT, WAIT
@@ -41,14 +42,22 @@ def test_a_summary_by_hand():
 
 
 def line(system: str, **more) -> Summary:
-    fields = {"round": 0, "step": 0, "factor": 1.0, "offered": 10, "answered": 10, "refused": 0, "failed": 0}
+    fields: dict[str, Any] = {
+        "round": 0,
+        "step": 0,
+        "factor": 1.0,
+        "offered": 10,
+        "answered": 10,
+        "refused": 0,
+        "failed": 0,
+    }
     fields |= {"kept": 1.0, "p50_ms": 10.0, "p95_ms": 40.0, "p99_ms": 50.0, "refused_p95_ms": math.nan}
     return Summary(system=system, **fields | {"budget": 1.0, "accuracy": 0.9} | more)
 
 
 def test_what_holds_and_what_does_not():
     good = [line("elastic"), line("fixed 1", p95_ms=500.0), line("fixed 0.5", accuracy=0.8)]
-    more = {"full": "fixed 1", "target": 0.05, "recovered": [3.0, 0.0]}
+    more: dict[str, Any] = {"full": "fixed 1", "target": 0.05, "recovered": [3.0, 0.0]}
     beyond = line("beyond", refused=5, refused_p95_ms=4.0)
     held = claims(good, beyond=beyond, served=95.0, bare=100.0, **more)
     assert len(held) == 9

@@ -112,7 +112,7 @@ def test_a_sequence_of_padding_alone_has_an_answer():
 )
 def test_what_cannot_be_served(changes: dict, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        ServedMixture(mixture(**changes), **{"length": LENGTH} | options)
+        ServedMixture(mixture(**changes), length=options.get("length", LENGTH), budgets=options.get("budgets"))
 
 
 def test_a_network_without_mixtures_is_refused():

@@ -88,6 +88,8 @@ class Engine:
             ValueError: the target is shorter than the network's quickest answer.
             LostError: the network was lost before it was warm.
         """
+        if self._thread is not None:
+            return
         try:
             times = self._measured(self.served)
         except LostError:
@@ -307,13 +309,12 @@ class Engine:
         except BaseException as error:
             _log.exception("a batch of %d failed at budget %g", batch.rows, batch.budget)
             # Who comes back before the network does would only be sent away again.
-            lost = isinstance(error, LostError) and isinstance(served, Perishable)
-            after = served.starting if lost else 1.0
+            after = served.starting if isinstance(error, LostError) and isinstance(served, Perishable) else None
             with self._changed:
                 scheduler.finish(batch, self.clock(), answered=False)
-                refusals = scheduler.stall(self.clock(), after) if lost else []
+                refusals = [] if after is None else scheduler.stall(self.clock(), after)
             for future, _ in wanted:
-                self._fail(future, RefusedError("crashed", "the batch failed; ask again.", after=after))
+                self._fail(future, RefusedError("crashed", "the batch failed; ask again.", after=after or 1.0))
             self._refuse(refusals)
             return
         now = self.clock()
