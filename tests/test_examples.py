@@ -7,13 +7,13 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from examples import ROOT, Story, stories, tell
 from nbclient import NotebookClient
 from PIL import Image
 from tiny_pictures import paint
 from tiny_vit import tiny
 
 import nestor
+from examples import ROOT, Story, stories, tell
 from nestor.layers.nested import Nest
 from nestor.measure.clock import race
 from nestor.surgery.nest import shape
