@@ -174,7 +174,8 @@ def own_files() -> list[Path]:
     return sorted(file for file in found + named if "__pycache__" not in file.parts)
 
 
-# Of the web, only what texts cite, and whatever machine the reader sits at; a machine's own folders and the hosts of packages say where something was built.
+# Of the web, only what texts cite and the reader's own machine; folders and the hosts of packages say where something
+# was built.
 CITED = {
     "apache.org",
     "arxiv.org",
