@@ -9,11 +9,11 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
+from stories import ROOT, Story, stories, tell
 from tiny_pictures import paint
 from tiny_vit import tiny
 
 import nestor
-from examples import ROOT, Story, stories, tell
 from nestor.layers.nested import Nest
 from nestor.measure.clock import race
 from nestor.surgery.nest import shape

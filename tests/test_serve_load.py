@@ -41,7 +41,7 @@ def test_a_summary_by_hand():
     assert recovery(samples, 1.0, 0.5) == 0.0
 
 
-def line(system: str, **more) -> Summary:
+def line(system: str, **more: Any) -> Summary:
     fields: dict[str, Any] = {
         "round": 0,
         "step": 0,
@@ -52,7 +52,8 @@ def line(system: str, **more) -> Summary:
         "failed": 0,
     }
     fields |= {"kept": 1.0, "p50_ms": 10.0, "p95_ms": 40.0, "p99_ms": 50.0, "refused_p95_ms": math.nan}
-    return Summary(system=system, **fields | {"budget": 1.0, "accuracy": 0.9} | more)
+    fields |= {"budget": 1.0, "accuracy": 0.9} | more
+    return Summary(system=system, **fields)
 
 
 def test_what_holds_and_what_does_not():
@@ -64,7 +65,8 @@ def test_what_holds_and_what_does_not():
     assert set(held.values()) == {True}
     bad = [line("elastic", p95_ms=60.0, failed=1, refused=2, accuracy=0.7), line("fixed 1")]
     slow = line("beyond", refused=0, p95_ms=60.0)
-    assert set(claims(bad, **more | {"recovered": [None]}, beyond=slow, served=80.0, bare=100.0).values()) == {False}
+    worse: dict[str, Any] = more | {"recovered": [None]}
+    assert set(claims(bad, **worse, beyond=slow, served=80.0, bare=100.0).values()) == {False}
     # Where no fixed budget keeps the target there is nothing to compare with.
     bare = claims(good[:2], **more)
     assert [so for so in bare.values() if so is None] == [None] * 4

@@ -20,7 +20,7 @@ from nestor.serving.network import ServedViT
 from nestor.serving.open import open_served, stamp
 
 LENGTH, VOCABULARY, PAD = 6, 40, 0
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -41,15 +41,14 @@ def mixture(kind: str = "mixtral", **changes: Any) -> nn.Module:
 
     torch.manual_seed(0)
     if kind == "mixtral":
-        config: Any = transformers.MixtralConfig(**COMMON | {"num_local_experts": 4} | changes)
-        return transformers.MixtralForSequenceClassification(config).eval()
-    more = {"num_experts": 4, "moe_intermediate_size": 12, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        fields: dict[str, Any] = COMMON | {"num_local_experts": 4} | changes
+        return transformers.MixtralForSequenceClassification(transformers.MixtralConfig(**fields)).eval()
+    fields = COMMON | {"num_experts": 4, "moe_intermediate_size": 12, "decoder_sparse_step": 1, "mlp_only_layers": []}
     if kind == "qwen2":
-        more |= {"shared_expert_intermediate_size": 8}
-        return transformers.Qwen2MoeForSequenceClassification(transformers.Qwen2MoeConfig(**COMMON | more | changes))
-    return transformers.Qwen3MoeForSequenceClassification(
-        transformers.Qwen3MoeConfig(**COMMON | more | {"head_dim": 8} | changes)
-    )
+        fields |= {"shared_expert_intermediate_size": 8} | changes
+        return transformers.Qwen2MoeForSequenceClassification(transformers.Qwen2MoeConfig(**fields))
+    fields |= {"head_dim": 8} | changes
+    return transformers.Qwen3MoeForSequenceClassification(transformers.Qwen3MoeConfig(**fields))
 
 
 def tokens(rows: int, seed: int = 0) -> torch.Tensor:

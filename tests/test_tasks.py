@@ -164,6 +164,7 @@ def test_every_task_has_its_router_and_its_head():
 
 def test_partly_shared_experts_are_the_network_and_others_do_not_learn():
     one, tokens = FeedForward(D, 12, 1), torch.randn(4, 5, D)
+    assert one.outward_bias is not None
     nn.init.normal_(one.outward_bias)
     layer = partly_by_task(D, 12, tasks=2, own=2)
     layer.experts = PartlyShared.of(one, 2, own=2)
