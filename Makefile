@@ -13,7 +13,7 @@ RIVALS := timm==1.0.31 torchvision==0.28.0
 RACED := openvino==2026.4.1 mixture-of-experts==0.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop demo test lint format bench clean
+.PHONY: help install develop demo test lint format bench docs clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,9 +25,10 @@ develop: $(VENV)/.develop  ## Add what tests and checks need.
 demo: install  ## Make a real network elastic on real pictures, and write a report.
 	$(BIN)/python -m nestor.demo
 	@echo "The report is runs/demo/report.html"
+	@echo "See it at work: $(BIN)/nestor demo runs/demo/elastic --profile runs/demo/profile.json"
 
 test: develop  ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: develop  ## Check formatting, style and types.
 	$(BIN)/ruff format --check .
@@ -41,8 +42,13 @@ format: develop  ## Format everything and mend what can be mended.
 bench: develop $(VENV)/.bench  ## Time elastic networks against dense ones, about 15 minutes (ARGS=--all: hours; --quick: seconds).
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# The theme would otherwise speak of its successors.
+docs: develop  ## Build the documentation into site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "The documentation is site/index.html"
+
 clean:  ## Remove what builds and tests leave behind; .venv and runs stay.
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # torch comes first and pinned, so that no later step resolves another build of it.

@@ -9,9 +9,11 @@ from nestor.experts.cheap import Constant, Identity, Modulation, Zero
 from nestor.experts.feedforward import RELU, SWIGLU, FeedForward
 from nestor.experts.gated import Gated, Scaled
 from nestor.experts.joined import Joined
+from nestor.experts.linear import Linear as LinearExperts
 from nestor.experts.lowrank import Bottleneck, Kronecker, LoRA
 from nestor.experts.memory import Memory
 from nestor.experts.nested import Nested
+from nestor.experts.partly import PartlyShared
 from nestor.experts.rounded import Rounded, ternary
 from nestor.routing.adjust import Bias, GroupLimit, Noise, Sigmoid, Softmax
 from nestor.routing.always import Always, Lengths
@@ -24,6 +26,7 @@ from nestor.routing.choose import (
     top_k,
     top_p,
 )
+from nestor.routing.floor import Raised
 from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBias, TaskDot, contents
 from nestor.routing.graph import Graph, nearest
 from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
@@ -94,6 +97,7 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "graph": lambda: ComposedRouter(
         Graph(D, 5, E, neighbours=partial(nearest, k=2)), [Softmax()], partial(top_k, k=1), [renormalise]
     ),
+    "raised": lambda: ComposedRouter(Dot(D, E), [Softmax(), Raised(0.01)], partial(top_k, k=2)),
     "renamed": lambda: Renamed(
         ComposedRouter(Dot(D, 3), [Softmax()], partial(top_k, k=2), [renormalise]), (2, 0, 3), E
     ),
@@ -147,6 +151,8 @@ EXPERTS: dict[str, Callable[[], Experts]] = {
     "memory": lambda: Memory(D, 2, E, query=6, read=4),
     "shift": lambda: Rounded(D, 6, E),
     "ternary": lambda: Rounded(D, 6, E, rounding=ternary, activation=SWIGLU),
+    "linear": lambda: LinearExperts(D, E, out=3),
+    "partly_shared": lambda: PartlyShared(D, 6, E, own=3),
     "joined": lambda: Joined([FeedForward(D, 6, 2), Identity(), Zero()]),
     "unequal": lambda: Joined([FeedForward(D, 2, 1), LoRA(D, 1, 1), FeedForward(D, 9, 2, activation=SWIGLU)]),
 }

@@ -26,7 +26,7 @@ RANKS = (
     ("recipes",),
     ("api", "hub"),
     ("",),
-    ("demo",),
+    ("demo", "page"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
@@ -174,8 +174,18 @@ def own_files() -> list[Path]:
     return sorted(file for file in found + named if "__pycache__" not in file.parts)
 
 
-# Of the web, only what texts cite; a machine's own folders and the hosts of packages say where something was built.
-CITED = {"apache.org", "arxiv.org", "creativecommons.org", "doi.org", "keepachangelog.com", "semver.org", "w3.org"}
+# Of the web, only what texts cite and the reader's own machine; folders and the hosts of packages say where something
+# was built.
+CITED = {
+    "apache.org",
+    "arxiv.org",
+    "creativecommons.org",
+    "doi.org",
+    "keepachangelog.com",
+    "semver.org",
+    "w3.org",
+    "127.0.0.1",
+}
 FOREIGN = re.compile(
     r"(?<![\w.])/(?:work|root|home|Users)/"
     r"|\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|deb\.debian\.org|npmjs\.(?:com|org))"

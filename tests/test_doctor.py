@@ -86,7 +86,7 @@ def test_an_unknown_command_is_refused():
     result = CliRunner().invoke(app, ["doctor", "walk"])
     assert result.exit_code == 2
     assert (
-        "Error: doctor knows export, fit, import nestor.hub, nest, profile, prove, serve, show; got walk."
+        "Error: doctor knows demo, export, fit, import nestor.hub, nest, profile, prove, serve, show; got walk."
         in result.stderr
     )
 
@@ -126,6 +126,8 @@ def home(tmp_path: Path) -> Path:
         ("huggingface_hub", "nest someone/network --data {home}/photos --out {home}/new"),
         ("onnx", "nest dinov2-small --data {home}/photos --out {home}/new"),
         ("matplotlib", "show {home}/elastic {home}/photos/red/0.png"),
+        ("gradio", "demo {home}/elastic"),
+        ("matplotlib", "demo {home}/elastic"),
         ("matplotlib", "profile {home}/elastic --data {home}/photos --plot {home}/a.png"),
     ],
 )

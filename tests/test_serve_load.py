@@ -4,12 +4,14 @@ import asyncio
 import math
 import signal
 import threading
+from typing import Any
 
 import pytest
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import LABELS, network, png
 
-from benchmarks.serve_load import Sample, capacity, draw, drive, recovery, schedule, summary
+from benchmarks.serve_report import Summary, claims, draw, flat, recovery, summary, table
+from benchmarks.serve_traffic import Sample, capacity, drive, schedule
 from nestor.serving.server import Server
 
 
@@ -37,6 +39,41 @@ def test_a_summary_by_hand():
     assert recovery(samples, 2.0, 1.0) is None
     assert recovery([*samples, sample(4.5, 1)], 2.0, 1.0) == 1.5
     assert recovery(samples, 1.0, 0.5) == 0.0
+
+
+def line(system: str, **more: Any) -> Summary:
+    fields: dict[str, Any] = {
+        "round": 0,
+        "step": 0,
+        "factor": 1.0,
+        "offered": 10,
+        "answered": 10,
+        "refused": 0,
+        "failed": 0,
+    }
+    fields |= {"kept": 1.0, "p50_ms": 10.0, "p95_ms": 40.0, "p99_ms": 50.0, "refused_p95_ms": math.nan}
+    fields |= {"budget": 1.0, "accuracy": 0.9} | more
+    return Summary(system=system, **fields)
+
+
+def test_what_holds_and_what_does_not():
+    good = [line("elastic"), line("fixed 1", p95_ms=500.0), line("fixed 0.5", accuracy=0.8)]
+    more: dict[str, Any] = {"full": "fixed 1", "target": 0.05, "recovered": [3.0, 0.0]}
+    beyond = line("beyond", refused=5, refused_p95_ms=4.0)
+    held = claims(good, beyond=beyond, served=95.0, bare=100.0, **more)
+    assert len(held) == 9
+    assert set(held.values()) == {True}
+    bad = [line("elastic", p95_ms=60.0, failed=1, refused=2, accuracy=0.7), line("fixed 1")]
+    slow = line("beyond", refused=0, p95_ms=60.0)
+    worse: dict[str, Any] = more | {"recovered": [None]}
+    assert set(claims(bad, **worse, beyond=slow, served=80.0, bare=100.0).values()) == {False}
+    # Where no fixed budget keeps the target there is nothing to compare with.
+    bare = claims(good[:2], **more)
+    assert [so for so in bare.values() if so is None] == [None] * 4
+    assert flat([50, 90, 100, 100, 101, 101])
+    assert not flat([50, 90, 100, 110, 120, 130])
+    assert not flat([])
+    assert table(good).splitlines()[2].startswith("| elastic | 1 | 40 | 1.00 | 0.900 | 100.0% | 0 | 0 | 10 |")
 
 
 def test_a_short_run_against_a_real_server():

@@ -220,6 +220,20 @@ def test_latencies_above_the_promise_make_the_plan_more_careful_and_it_recovers(
     assert controller.margin == before
 
 
+def test_a_sudden_rise_is_believed_soon_and_chance_is_not():
+    def known(gap: float, count: int, controller: Controller, begin: float) -> float:
+        for step in range(count):
+            controller.arrive(begin + gap * step, 1)
+        return controller.rate(begin + gap * (count - 1))
+
+    controller = Controller(Policy(target=0.08), table())
+    assert known(1 / 30, 150, controller, 0.0) == pytest.approx(30, rel=0.1)
+    # Two or three at once are nothing special at this rate.
+    assert known(0.001, 3, controller, 5.0) < 40
+    assert known(1 / 300, 24, controller, 6.0) > 200
+    assert known(1 / 30, 60, controller, 6.1) < 60
+
+
 # The scheduler: everybody gets exactly one answer.
 
 orders = st.builds(
@@ -334,6 +348,29 @@ def test_a_budget_that_is_not_declared_is_named():
         scheduler.admissible(Order(number=0, arrived=0.0, floor=0.31, ceiling=0.33), 1.0)
 
 
+def test_a_stall_is_told_to_whoever_cannot_wait_for_its_end():
+    scheduler = server(capacity=8)
+    for number, deadline in enumerate((None, 1.0, 5.0)):
+        assert scheduler.offer(Order(number=number, arrived=0.0, deadline=deadline), 0.0) == []
+    assert [(order.number, why.kind, why.after) for order, why in scheduler.stall(0.0, 2.0)] == [
+        (0, "restarting", 2.0),
+        (1, "restarting", 2.0),
+    ]
+    assert scheduler.stalled
+    [(_, why)] = scheduler.offer(Order(number=3, arrived=0.5), 0.5)
+    assert (why.kind, why.after) == ("restarting", 1.5)
+    # It takes longer than was thought, so that it is not nearly over.
+    [(_, why)] = scheduler.offer(Order(number=4, arrived=3.0), 3.0)
+    assert (why.kind, why.after) == ("restarting", TARGET)
+    assert scheduler.offer(Order(number=5, arrived=3.0, deadline=1.0), 3.0) == []
+    scheduler.resume()
+    assert scheduler.offer(Order(number=6, arrived=3.0), 3.0) == []
+    batch, gone = scheduler.take(3.0)
+    assert batch is not None
+    assert not gone
+    assert {order.number for order in batch.orders} == {2, 5, 6}
+
+
 def test_a_batch_that_failed_teaches_nothing():
     scheduler = server()
     scheduler.offer(Order(number=0, arrived=0.0), 0.0)
@@ -369,9 +406,7 @@ def test_three_times_the_load_breaks_the_full_network_and_bends_the_elastic_one(
     sent = arrivals(load, 18.0)
     quiet, busy, later = ([o for o in sent if a < o.arrived < b] for a, b in ((1, 4), (6, 10), (14, 18)))
     elastic = simulate(server(), sent)
-    # A few in the first moments, before a batch at less than the full budget has ended.
-    assert all(4 < sent[number].arrived < 4.3 for number in elastic.refused)
-    assert len(elastic.refused) < 0.01 * len(sent)
+    assert not elastic.refused
     assert all(elastic.p95(part) <= TARGET for part in (quiet, busy, later))
     assert elastic.mean(quiet) > 0.98
     assert elastic.mean(busy) < 0.4

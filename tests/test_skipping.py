@@ -1,6 +1,7 @@
 """Skipping tokens, layers side by side, aims of training and contests: by hand and by parity."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ FRAME = ComposedSettings(width=D, patch=4, grid=(4, 4), classes=2, labels=("c0",
 
 def skipper(score=None) -> Mixture:
     return Mixture(StraightThrough(score or Dot(D, 2), temperature=5.0), Joined([FeedForward(D, H, 1), Zero()]))
+
+
+def first_of(layer: torch.nn.Module) -> Any:
+    return layer.get_submodule("experts.parts.0")
 
 
 def sparse(routing) -> Sparse:
@@ -102,7 +107,7 @@ def test_tokens_before_the_grid_are_never_skipped_and_counts_are_exact():
 def test_what_is_skipped_is_multiplied_by_zero_while_training_and_left_out_afterwards():
     layer, tokens = skipper().eval(), torch.randn(2, 9, D)
     answer, (routing,) = layer(tokens)
-    whole = Dense(layer.experts.parts[0])(tokens)[0]
+    whole = Dense(first_of(layer))(tokens)[0]
     torch.testing.assert_close(answer, whole * (routing.index == 0))
     assert layer.macs(routing, (2, 9, D)) == 2 * 9 * 2 * D + int(routing.counts[0]) * 2 * H * D
 
@@ -139,7 +144,9 @@ def test_blended_adapters_are_one_adapter_for_each_item():
 
 def test_a_network_told_to_skip_nothing_is_the_dense_one():
     model, images = net().eval(), torch.randn(3, 3, 16, 16)
-    plain = Composed(FRAME, stack(D, 2, [Dense(block.layer.parts[0].experts.parts[0]) for block in model.chain]))
+    plain = Composed(
+        FRAME, stack(D, 2, [Dense(first_of(block.get_submodule("layer.parts.0"))) for block in model.chain])
+    )
     plain.load_state_dict({n: p for n, p in model.state_dict().items() if n in plain.state_dict()}, strict=False)
     for ours, theirs in zip(plain.chain, model.chain, strict=True):
         ours.layer = Dense(theirs.layer.parts[0].experts.parts[0])  # pyright: ignore

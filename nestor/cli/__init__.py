@@ -9,6 +9,7 @@ import typer
 from nestor import __version__
 from nestor.cli.clock import clock
 from nestor.cli.console import Commands
+from nestor.cli.demo import demo
 from nestor.cli.doctor import doctor
 from nestor.cli.export import export
 from nestor.cli.fit import fit
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, clock, show, export, serve, recipes, prove, doctor):
+for command in (nest, fit, profile, clock, show, demo, export, serve, recipes, prove, doctor):
     app.command()(command)
 
 

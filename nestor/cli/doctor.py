@@ -72,6 +72,7 @@ NEEDS = (
         modules=("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
         install=_extra("serve"),
     ),
+    Need(commands=("demo",), purpose="the page", modules=("gradio", "matplotlib"), install=_extra("page")),
     Need(commands=("import nestor.hub",), purpose="transformers", modules=("transformers",), install=_extra("hub")),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,15 +52,19 @@ def serve(
     except ModuleNotFoundError as error:
         raise ImportError(f"Serving needs {error.name}. Install it: pip install 'nestor[serve]'") from error
 
-    import nestor
+    import torch
+
     from nestor.serving.controller import Policy
     from nestor.serving.guard import Keys, Limits
-    from nestor.serving.network import ServedViT
+    from nestor.serving.remote import Remote
 
     log_lines()
+    # The network's process has the cores; what is done here is small.
+    torch.set_num_threads(1)
+    asked = json.dumps({"folder": str(model), "budgets": wanted, "size": size})
     with waiting(f"Loading {model}"):
         server = Server(
-            lambda: ServedViT(nestor.load(str(model)), wanted, size=size),
+            lambda: Remote([sys.executable, "-m", "nestor.cli.worker", asked], most=batch),
             Policy(target=target),
             batch=batch,
             name=name or model.expanduser().resolve().name,

@@ -1,36 +1,39 @@
-"""Whether patches that lie side by side go to the same expert."""
+"""How items lie to one another."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-
-from nestor.types import NOBODY, Sparse
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nestor.types import Routing
+    from torch import Tensor
+
+    from nestor.models.tasked import Tasked
 
 
-def agreement(routings: Sequence[Routing], grid: tuple[int, int]) -> float:
-    """The share of pairs of neighbouring patches with the same first expert, mean over all sparse decisions.
-
-    Args:
-        routings: each over tokens that end with the patches, row by row.
-        grid: rows and columns of the patches.
+def purity(values: Tensor, kinds: Tensor, *, nearest: int = 10) -> float:
+    """The mean share of an item's nearest others, by cosine, that are of its kind: values (N, F), kinds (N,).
 
     Raises:
-        ValueError: when no decision is sparse, or the grid has no neighbours.
+        ValueError: when there are not more items than neighbours.
     """
-    sparse = [routing for routing in routings if isinstance(routing, Sparse)]
-    if not sparse or grid[0] * grid[1] < 2:
-        raise ValueError(f"neighbours need a sparse decision and two patches; got {len(sparse)} decisions on {grid}.")
-    found = []
-    for routing in sparse:
-        first = routing.index[:, -grid[0] * grid[1] :, 0].unflatten(1, grid)
-        pairs = [(first[:, 1:], first[:, :-1]), (first[:, :, 1:], first[:, :, :-1])]
-        same = [((a == b) & (a != NOBODY)).flatten() for a, b in pairs]
-        found.append(torch.cat(same).double().mean())
-    return torch.stack(found).mean().item()
+    if not 1 <= nearest < len(values) or len(values) != len(kinds):
+        raise ValueError(
+            f"there must be a kind for each item and more items than neighbours; got {len(values)} items, "
+            f"{len(kinds)} kinds and {nearest} neighbours."
+        )
+    unit = F.normalize(values.float(), dim=-1)
+    likeness = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    found = likeness.sort(dim=-1, descending=True, stable=True).indices[:, :nearest]
+    return float((kinds[found] == kinds.unsqueeze(1)).double().mean())
+
+
+@torch.no_grad()
+def purity_of_tasks(model: Tasked, images: Sequence[Tensor], kinds: Sequence[Tensor], *, nearest: int = 10) -> float:
+    """The same of the first token of all pictures of all tasks, in the order of their heads."""
+    tokens = [model(part, head).tokens[:, 0] for head, part in enumerate(images)]
+    return purity(torch.cat(tokens), torch.cat(list(kinds)), nearest=nearest)

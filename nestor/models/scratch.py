@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from nestor.layers.nested import Nest
 from nestor.models.vit import ViT, ViTSettings
@@ -101,4 +102,15 @@ def cheaper(model: ViT, budget: float, *, seed: int = 0) -> ViT:
 def _random(settings: ViTSettings, seed: int) -> ViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(settings)
+        model = ViT(settings)
+        place(model.embed.position)
+        return model
+
+
+def place(position: Tensor) -> None:
+    """Start positions half as large as what they are added to.
+
+    Tensors learn in proportion to their size (nestor.training.run): positions that start near nothing would leave a
+    network without places for its first thousand steps.
+    """
+    nn.init.normal_(position, std=0.5)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import nestor
 from nestor.measure.clock import machine
+from nestor.measure.frontier import reached
 from nestor.measure.repeats import draw_repeats
 from nestor.store import write_bytes, write_text
 
@@ -79,6 +80,35 @@ class Recipe(Protocol):
     def prove(self, settings: Any, folder: Path | None = None) -> Proof:
         """Run the proof; `folder` keeps checkpoints, so that it may be interrupted."""
         ...
+
+
+def in_time(
+    what: str,
+    mine: Mapping[float, float],
+    rival: Mapping[float, float],
+    took: Mapping[str, Mapping[str, Mapping[float, float]]],
+    names: tuple[str, str],
+) -> list[Claim]:
+    """Claims that one network reaches what a rival does in the time that the rival takes at each budget below 1.
+
+    Args:
+        what: is compared.
+        mine, rival: its values by budget.
+        took: milliseconds by precision, network and budget, as from `nestor.measure.frontier`.
+        names: of the two among the networks.
+    """
+    own, other = names
+    return [
+        Claim(
+            text=f"{what}, {own} in the time of {other} at {budget}, {precision}",
+            left=reached(at[own], mine, at[other][budget]),
+            relation=">=",
+            right=rival[budget],
+        )
+        for precision, at in took.items()
+        for budget in at[other]
+        if budget < 1
+    ]
 
 
 def names() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ network's maps and patch tokens for as many steps. Budgets count the head, which
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from nestor.recipes.base import Claim, Proof
 from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest, shape
 from nestor.training.fit import fit
+from nestor.training.parallel import side_by_side
 from nestor.training.schedule import Sampled
 from nestor.training.settings import Distil, Fit
 
@@ -88,8 +90,9 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     full = _full()
     untrained = _networks(full, train, settings)
     networks = {f"{name}, untrained": network for name, network in untrained.items()}
-    for name, network in untrained.items() if settings.epochs else ():
-        networks[name] = _taught(network, full, train, settings, None if folder is None else folder / name)
+    if settings.epochs:
+        taught = side_by_side(partial(_taught, settings, folder), list(untrained), what="Teaching")
+        networks |= dict(zip(untrained, taught, strict=True))
     found = map_likeness(networks, full, test, settings.budgets)
     details = {name: {str(budget): asdict(at) for budget, at in row.items()} for name, row in found.items()}
     shown = networks.get("nested", networks["nested, untrained"])
@@ -122,6 +125,7 @@ def curves(details: dict[str, Any]) -> tuple[Repeats, Repeats]:
     )
 
 
+@cache
 def _parts(settings: Settings) -> tuple[Pictures, Pictures]:
     parts = load_splits(settings.source, size=settings.size)
     train, test = (part if settings.pictures is None else part.limit(settings.pictures) for part in parts)
@@ -147,7 +151,9 @@ def _networks(full: Mapped, train: Pictures, settings: Settings) -> dict[str, Ma
     return {name: Mapped(backbone, full.head) for name, backbone in backbones.items()}
 
 
-def _taught(network: Mapped, full: Mapped, train: Pictures, settings: Settings, out: Path | None) -> Mapped:
+def _taught(settings: Settings, folder: Path | None, name: str) -> Mapped:
+    train, _ = _parts(settings)
+    full = _full()
     how = Fit(
         epochs=settings.epochs,
         batch=settings.batch,
@@ -158,7 +164,8 @@ def _taught(network: Mapped, full: Mapped, train: Pictures, settings: Settings, 
         budgets=Sampled(low=min(settings.budgets), high=0.8),
         loss=Distil(logits=1.0, temperature=1.0, prefix=0.0, patches=1.0),
     )
-    return fit(network, train, how, teacher=full, out=out)
+    network = _networks(full, train, settings)[name]
+    return fit(network, train, how, teacher=full, out=folder and folder / name)
 
 
 def _exact(found: dict[str, dict[float, MapLikeness]]) -> list[Claim]:

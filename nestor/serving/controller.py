@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 LATE = 0.025
 # Share of the server's time that the traffic may take at a budget: for staying there, and for going up to it.
 STAY, RISE = 0.95, 0.85
-# Seconds over which the traffic is averaged.
-MEMORY = 1.5
+# Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
+# soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
+MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
 # How much of the target is planned with; it follows the latencies that were seen.
 LEAST_MARGIN, MOST_MARGIN = 0.5, 0.92
 SEEN, RECENT = 20, 400
@@ -61,7 +62,8 @@ class Controller:
         self.level = len(times.budgets) - 1
         self.margin = MOST_MARGIN
         self._since: float | None = None
-        self._rate, self._last = 0.0, -math.inf
+        self._rate = self._brief = 0.0
+        self._last, self._glance = -math.inf, min(BRIEF * policy.target, MEMORY / 4)
         self._seen: deque[float] = deque(maxlen=RECENT)
         self._judged = -math.inf
 
@@ -72,12 +74,17 @@ class Controller:
 
     def arrive(self, now: float, rows: int) -> None:
         """Take note of traffic, refused or not."""
-        self._rate = self.rate(now) + rows / MEMORY
+        gone = max(now - self._last, 0.0)
+        self._rate = self._rate * math.exp(-gone / MEMORY) + rows / MEMORY
+        self._brief = self._brief * math.exp(-gone / self._glance) + rows / self._glance
         self._last = max(now, self._last)
 
     def rate(self, now: float) -> float:
-        """Rows a second that lately arrived."""
-        return self._rate * math.exp(-max(now - self._last, 0.0) / MEMORY)
+        """Rows a second that lately arrived: an average, until more come at once than chance explains."""
+        gone = max(now - self._last, 0.0)
+        rate, brief = self._rate * math.exp(-gone / MEMORY), self._brief * math.exp(-gone / self._glance)
+        # The last row alone counts for 1 / glance; of rows that come at random the estimate varies by rate / 2 glance.
+        return brief if brief - rate > 1 / self._glance + RARE * math.sqrt(rate / (2 * self._glance)) else rate
 
     def decide(self, now: float, slacks: Sequence[float]) -> tuple[float, int]:
         """Budget and size of the next batch.

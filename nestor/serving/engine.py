@@ -7,12 +7,12 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from nestor.serving.network import warm_up
+from nestor.serving.answer import Answer
+from nestor.serving.network import LostError, Perishable, warm_up
 from nestor.serving.order import NORMAL, Order, RefusedError
 from nestor.serving.scheduler import Scheduler
 from nestor.serving.times import Times
@@ -22,55 +22,24 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from nestor.serving.answer import Watch
     from nestor.serving.controller import Policy
     from nestor.serving.network import Served
     from nestor.serving.scheduler import Batch, Refusals
 
 _log = logging.getLogger("nestor.serving")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """What a request gets.
-
-    Attributes:
-        logits: (B, classes).
-        experts: which expert each patch took, (B, patches); None where nothing is routed.
-        budget: that it was run at.
-        batch: rows that ran together.
-        queue: rows that still waited when they were taken.
-        waited: seconds from arrival to the start of the batch.
-        ran: seconds of the batch.
-        version: of the network, counted from 1.
-        served: the network itself.
-    """
-
-    logits: Tensor
-    experts: Tensor | None
-    budget: float
-    batch: int
-    queue: int
-    waited: float
-    ran: float
-    version: int
-    served: Served
-
-
-class Watch(Protocol):
-    """Whoever keeps count of what an engine does. Called by its threads."""
-
-    def batch(self, batch: Batch, seconds: float) -> None:
-        """A batch has ended."""
-
-    def refused(self, kind: str) -> None:
-        """A request got no result."""
+# Seconds between two looks at whether a network is still there while nobody asks, and the pauses between two tries to
+# bring it back.
+LOOK, PAUSE, LONGEST = 0.25, 0.5, 30.0
 
 
 class Engine:
-    """Answers pictures at the budget that the traffic allows.
+    """Answers pictures, or whatever the network takes, at the budget that the traffic allows.
+
+    A perishable network that is lost fails the batch that it ran; whoever cannot wait until it is back is told so.
 
     Args:
-        served: the network.
+        served: the network; one that is perishable is closed in the end.
         policy: what is promised.
         batch: the largest batch.
         watch: keeps count.
@@ -90,6 +59,8 @@ class Engine:
         self.version = 1
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[Future[Answer], Tensor]] = {}
+        self._at_work: Served | None = None
+        self._retired: list[Served] = []
         self._changed = threading.Condition()
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
@@ -98,7 +69,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._scheduler is not None and not self._scheduler.closed
+        return self._scheduler is not None and not self._scheduler.closed and not self._scheduler.stalled
 
     @property
     def budget(self) -> float:
@@ -107,7 +78,7 @@ class Engine:
 
     @property
     def rows(self) -> int:
-        """How many pictures wait."""
+        """How many rows wait."""
         return 0 if self._scheduler is None else self._scheduler.queue.rows
 
     def start(self) -> None:
@@ -115,8 +86,17 @@ class Engine:
 
         Raises:
             ValueError: the target is shorter than the network's quickest answer.
+            LostError: the network was lost before it was warm.
         """
-        times = self._measured(self.served)
+        if self._thread is not None:
+            return
+        try:
+            times = self._measured(self.served)
+        except LostError:
+            # Whoever is told to stop while it starts lets the network go.
+            if self._stopping:
+                return
+            raise
         with self._changed:
             if self._stopping or self._thread is not None:
                 return
@@ -164,17 +144,19 @@ class Engine:
                 raise refused
         return order
 
-    def submit(self, order: Order, images: Tensor) -> Future[Answer]:
-        """Queue the pictures (B, C, H, W) of an order; the future gives an Answer, or raises RefusedError.
+    def submit(self, order: Order, items: Tensor) -> Future[Answer]:
+        """Queue what an order is for, (B, ...); the future gives an Answer, or raises RefusedError.
 
         Raises:
-            ValueError: pictures of another shape than the network's, or another number of them than ordered.
+            ValueError: items of another shape than the network's, or another number of them than ordered.
         """
-        if tuple(images.shape) != (order.rows, *self.served.shape):
-            raise ValueError(f"images must be of shape {(order.rows, *self.served.shape)}; got {tuple(images.shape)}.")
+        wanted = self.served.input
+        if tuple(items.shape) != (order.rows, *wanted.shape):
+            shape = (order.rows, *wanted.shape)
+            raise ValueError(f"{wanted.name} must be of shape {shape}; got {tuple(items.shape)}.")
         future: Future[Answer] = Future()
         with self._changed:
-            self._waiting[order.number] = (future, images)
+            self._waiting[order.number] = (future, items)
             try:
                 refusals = self._running().offer(order, self.clock())
             except RefusedError as refused:
@@ -187,17 +169,30 @@ class Engine:
         """Warm up another network beside the running one, then go on with it; who waits is answered by the new one.
 
         Raises:
-            ValueError: it takes other pictures or other budgets, which clients were promised, or is too slow.
+            ValueError: it takes other items or other budgets, which clients were promised, or is too slow.
+            LostError: it was lost before it was warm.
         """
-        for name in ("budgets", "shape"):
-            old, new = getattr(self.served, name), getattr(served, name)
-            if old != new:
-                raise ValueError(f"a new network must keep the {name} {old}; got {new}. Start another server for it.")
-        times = self._measured(served)
+        try:
+            for name in ("budgets", "input"):
+                old, new = getattr(self.served, name), getattr(served, name)
+                if old != new:
+                    raise ValueError(
+                        f"a new network must keep the {name} {old}; got {new}. Start another server for it."
+                    )
+            times = self._measured(served)
+        except BaseException:
+            _close(served)
+            raise
         with self._changed:
-            self.served, self.version = served, self.version + 1
+            old, self.served, self.version = self.served, served, self.version + 1
             if self._scheduler is not None:
                 self._scheduler.times = times
+            # Whoever is in the old one is answered by it.
+            at_work = self._at_work is old
+            if at_work:
+                self._retired.append(old)
+        if not at_work:
+            _close(old)
 
     def close(self) -> None:
         """Take no more requests; those that wait are answered still."""
@@ -218,7 +213,9 @@ class Engine:
         with self._changed:
             done = self._thread is None or not self._thread.is_alive()
             refusals = [] if self._scheduler is None else self._scheduler.close(at_once=True)
+            self._changed.notify_all()
         self._refuse(refusals)
+        _close(self.served)
         return done
 
     def _measured(self, served: Served) -> Times:
@@ -239,18 +236,64 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                scheduler = self._running()
+                scheduler, served = self._running(), self.served
+            if isinstance(served, Perishable) and not served.alive:
+                if not self._revive(scheduler, served):
+                    return
+                continue
+            with self._changed:
                 batch, refusals = scheduler.take(self.clock())
                 if batch is None and not refusals:
                     if self._stopping:
                         return
-                    self._changed.wait()
+                    # Whoever is lost while nobody asks is brought back before somebody does.
+                    self._changed.wait(LOOK if isinstance(served, Perishable) else None)
                     continue
+                # Another network may have come while nobody looked.
                 served, version = self.served, self.version
+                self._at_work = served
                 wanted = [] if batch is None else [self._waiting.pop(order.number) for order in batch.orders]
             self._refuse(refusals)
             if batch is not None:
                 self._serve(scheduler, batch, wanted, served, version)
+            with self._changed:
+                self._at_work, retired = None, self._retired
+                self._retired = []
+            for each in retired:
+                _close(each)
+
+    def _revive(self, scheduler: Scheduler, served: Perishable) -> bool:
+        """Bring a network back, however often that takes; says whether there is still something to do."""
+        _log.error("the network was lost and is being brought back")
+        with self._changed:
+            refusals = scheduler.stall(self.clock(), served.starting)
+        pause = PAUSE
+        while True:
+            self._refuse(refusals)
+            with self._changed:
+                if self._stopping and not len(scheduler.queue):
+                    return False
+                if self.served is not served:
+                    break
+            try:
+                same = served.revive()
+            except Exception:
+                _log.exception("the network could not be brought back; the next try is in %.1f s", pause)
+            else:
+                with self._changed:
+                    # Its files may have changed since it was loaded first.
+                    self.version += not same
+                _log.info("the network is back", extra={"facts": {"version": self.version}})
+                if self.watch is not None:
+                    self.watch.revived()
+                break
+            with self._changed:
+                self._changed.wait(pause)
+                refusals = scheduler.expire(self.clock())
+            pause = min(2 * pause, LONGEST)
+        with self._changed:
+            scheduler.resume()
+        return True
 
     def _serve(
         self,
@@ -261,14 +304,18 @@ class Engine:
         version: int,
     ) -> None:
         try:
-            answers = served.run(torch.cat([images for _, images in wanted]), batch.budget)
+            answers = served.run(torch.cat([items for _, items in wanted]), batch.budget)
         # Whatever it was, MemoryError included, the thread lives on and everybody hears of it.
-        except BaseException:
+        except BaseException as error:
             _log.exception("a batch of %d failed at budget %g", batch.rows, batch.budget)
+            # Who comes back before the network does would only be sent away again.
+            after = served.starting if isinstance(error, LostError) and isinstance(served, Perishable) else None
             with self._changed:
                 scheduler.finish(batch, self.clock(), answered=False)
+                refusals = [] if after is None else scheduler.stall(self.clock(), after)
             for future, _ in wanted:
-                self._fail(future, RefusedError("crashed", "the batch failed; ask again.", after=1.0))
+                self._fail(future, RefusedError("crashed", "the batch failed; ask again.", after=after or 1.0))
+            self._refuse(refusals)
             return
         now = self.clock()
         with self._changed:
@@ -310,3 +357,8 @@ class Engine:
     def _count(self, refused: RefusedError) -> None:
         if self.watch is not None:
             self.watch.refused(refused.kind)
+
+
+def _close(served: Served) -> None:
+    if isinstance(served, Perishable):
+        served.close()

@@ -36,6 +36,7 @@ STATUS = {
     "expired": 504,
     "draining": 503,
     "crashed": 503,
+    "restarting": 503,
     "not_finite": 500,
 }
 _NAMES = {

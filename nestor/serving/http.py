@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from starlette.types import Message
     from torch import Tensor
 
-    from nestor.serving.engine import Answer, Engine
+    from nestor.serving.answer import Answer
+    from nestor.serving.engine import Engine
     from nestor.serving.order import Order
 
 _Result = TypeVar("_Result")
@@ -138,8 +139,8 @@ class Front:
         arrived, served = self.engine.clock(), self.engine.served
         with _asked():
             inference = await self._aside(lambda: tensors.read(body, request.headers.get(_HEADER), served))
-        order = self._order(request, len(inference.images), arrived, inference.parameters)
-        answer = await self._answer(request, order, inference.images)
+        order = self._order(request, len(inference.items), arrived, inference.parameters)
+        answer = await self._answer(request, order, inference.items)
         content, size = tensors.write(self.name, inference, answer)
         if size is None:
             return Response(content, media_type="application/json")
@@ -160,11 +161,14 @@ class Front:
         asked = {"budget": budget, "floor": floor, "ceiling": ceiling, "deadline_ms": deadline_ms, "priority": priority}
         body = await read(request, self.limits)
         arrived, served, pixels = self.engine.clock(), self.engine.served, self.limits.pixels
+        prepare = served.prepare
+        if prepare is None:
+            raise RequestError(400, f"{self.name!r} takes no pictures. Ask POST /v2/models/{self.name}/infer.")
         picture = await _picture(request, body)
         # Who is turned away is so before the picture is decoded.
         order = self._order(request, 1, arrived, asked)
         with _asked():
-            images = await self._aside(lambda: served.prepare(picture, max_pixels=pixels))
+            images = await self._aside(lambda: prepare(picture, max_pixels=pixels))
         answer = await self._answer(request, order, images)
         content = self._prediction(request, answer, top) | ({"routing": _routing(answer)} if routing else {})
         return JSONResponse(content)
@@ -173,8 +177,8 @@ class Front:
         """Everything that is counted, in Prometheus's text format."""
         return Response(self.metrics.text(self.engine), media_type="text/plain; version=0.0.4")
 
-    async def _answer(self, request: Request, order: Order, images: Tensor) -> Answer:
-        answer = await asyncio.wrap_future(self.engine.submit(order, images))
+    async def _answer(self, request: Request, order: Order, items: Tensor) -> Answer:
+        answer = await asyncio.wrap_future(self.engine.submit(order, items))
         request.state.trace.facts |= tensors.facts(answer)
         return answer
 

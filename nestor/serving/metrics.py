@@ -28,6 +28,7 @@ class Metrics:
         self.service = Histogram("nestor_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=own)
         self.refusals = Counter("nestor_refused", "Requests without a result.", ["reason"], registry=own)
         self.failures = Counter("nestor_reload_failures", "Networks that could not be loaded.", registry=own)
+        self.revivals = Counter("nestor_revivals", "Times that a lost network was brought back.", registry=own)
         self._budget = Gauge("nestor_budget", "What a request is given now.", registry=own)
         self._queue = Gauge("nestor_queue_pictures", "Pictures that wait.", registry=own)
         self._ready = Gauge("nestor_ready", "1 when requests are taken.", registry=own)
@@ -42,6 +43,10 @@ class Metrics:
     def refused(self, kind: str) -> None:
         """A request got no result."""
         self.refusals.labels(kind).inc()
+
+    def revived(self) -> None:
+        """The network was lost, and is back."""
+        self.revivals.inc()
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered, well or not."""

@@ -1,12 +1,13 @@
-"""The network behind the server: what it answers at each declared budget, and how long that takes."""
+"""The network behind the server: what it takes, what it answers at each declared budget, and how long that takes."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from nestor.data.decode import MAX_PIXELS, decode, square
@@ -20,6 +21,55 @@ if TYPE_CHECKING:
 
 STEPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ROUNDS = 3
+# Datatypes of the protocol: what torch calls them, and their bytes on the wire.
+DATATYPES = {"FP32": (torch.float32, np.dtype("<f4")), "INT64": (torch.int64, np.dtype("<i8"))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The tensor that a network takes.
+
+    Attributes:
+        shape: of one item, without the batch.
+        name: that clients know it by.
+        datatype: of the Open Inference Protocol, one of DATATYPES.
+        below: values lie in [0, below); None for any finite number.
+    """
+
+    shape: tuple[int, ...]
+    name: str = "images"
+    datatype: str = "FP32"
+    below: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What torch calls the datatype."""
+        return DATATYPES[self.datatype][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """From an encoded picture to what a network takes: decode, scale to cover the square, crop, normalise.
+
+    Attributes:
+        side: of the square in pixels.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel.
+    """
+
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """A picture as (1, 3, side, side).
+
+        Raises:
+            ValueError: the picture is damaged, too large, or of a format that is not read.
+        """
+        pixels = square(decode(picture, at_least=self.side, max_pixels=max_pixels), self.side).float() / 255
+        mean, std = (torch.tensor(of).view(3, 1, 1) for of in (self.mean, self.std))
+        return ((pixels - mean) / std).unsqueeze(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +94,8 @@ class Served(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one picture: channels, height, width."""
+    def input(self) -> Input:
+        """What it takes."""
         ...
 
     @property
@@ -53,13 +103,46 @@ class Served(Protocol):
         """Rows and columns of patches; (0, 0) where nothing is routed."""
         ...
 
-    def prepare(self, picture: bytes, *, max_pixels: int) -> Tensor:
-        """An encoded picture as the network wants it: (1, channels, height, width)."""
+    @property
+    def prepare(self) -> Preparation | None:
+        """From an encoded picture to its input; None for a network that takes no pictures."""
         ...
 
-    def run(self, images: Tensor, budget: float) -> Answers:
-        """Answers to (B, channels, height, width) at a declared budget, on the CPU."""
+    def run(self, items: Tensor, budget: float) -> Answers:
+        """Answers to (B, ...) at a declared budget, on the CPU."""
         ...
+
+
+@runtime_checkable
+class Perishable(Served, Protocol):
+    """A network that may be lost, with whoever is in it, and brought back: one in a process of its own."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        ...
+
+    @property
+    def starting(self) -> float:
+        """Seconds that bringing it up took last."""
+        ...
+
+    def revive(self) -> bool:
+        """Bring it up again after it was lost; says whether it is the same network, bit for bit.
+
+        Raises:
+            LostError: it was lost again.
+            ValueError: what came up is of another kind.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let it go for good."""
+        ...
+
+
+class LostError(Exception):
+    """A network was lost while it ran."""
 
 
 class ServedViT:
@@ -79,8 +162,9 @@ class ServedViT:
         if not settings.classes:
             raise ValueError("serving needs a network with a head; this one has none. Give it one: nestor fit.")
         side = settings.nominal if size is None else size
-        self.model, self.shape = model.eval(), (settings.channels, side, side)
-        rows, columns = model.cells((1, *self.shape))
+        self.model, self.input = model.eval(), Input(shape=(settings.channels, side, side))
+        self.prepare = Preparation(side=side, mean=tuple(settings.mean), std=tuple(settings.std))
+        rows, columns = model.cells((1, *self.input.shape))
         self._patches, elastic = rows * columns, settings.nest.experts > 1
         self.cells = (rows, columns) if elastic else (0, 0)
         if budgets is None:
@@ -94,21 +178,10 @@ class ServedViT:
             model.plan(self._patches, budget)
         self.labels = settings.labels or tuple(map(str, range(settings.classes)))
 
-    def prepare(self, picture: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """Decode, scale so that the square is covered, crop, normalise: (1, 3, size, size).
-
-        Raises:
-            ValueError: the picture is damaged, too large, or of a format that is not read.
-        """
-        side = self.shape[-1]
-        pixels = square(decode(picture, at_least=side, max_pixels=max_pixels), side).float() / 255
-        mean, std = (torch.tensor(of).view(3, 1, 1) for of in (self.model.settings.mean, self.model.settings.std))
-        return ((pixels - mean) / std).unsqueeze(0)
-
-    def run(self, images: Tensor, budget: float) -> Answers:
+    def run(self, items: Tensor, budget: float) -> Answers:
         """Logits and routing of pictures (B, 3, H, W) at a declared budget."""
         with torch.inference_mode():
-            output = self.model(images.to(self.model.embed.weight), budget=budget)
+            output = self.model(items.to(self.model.embed.weight), budget=budget)
             logits = output.logits.float().cpu()
             routing = output.routings[0].index[..., 0].to("cpu", torch.int32) if output.routings else None
         return Answers(logits=logits, experts=routing)
@@ -132,10 +205,10 @@ def warm_up(
     taken: dict[tuple[float, int], float] = {}
     for turn in range(rounds):
         for rows in sizes(most):
-            images = torch.zeros(rows, *served.shape)
+            items = torch.zeros(rows, *served.input.shape, dtype=served.input.dtype)
             for budget in served.budgets:
                 begin = clock()
-                served.run(images, budget)
+                served.run(items, budget)
                 seconds = max(clock() - begin, 1e-6)
                 # The first call pays for memory and plans.
                 if turn:

@@ -61,7 +61,8 @@ class RefusedError(Exception):
 
     Attributes:
         kind: `overloaded` or `displaced` (too much traffic), `expired` (nobody waits any more), `draining` (the server
-            stops or has not started), `crashed` (the batch failed) or `not_finite` (the network's answer is no number).
+            stops or has not started), `crashed` (the batch failed, or was lost), `restarting` (the network was lost and
+            is being brought back) or `not_finite` (the network's answer is no number).
         after: seconds after which it is worth asking again; None where the same request would fail again.
     """
 

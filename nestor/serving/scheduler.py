@@ -51,6 +51,12 @@ class Scheduler:
         self.policy, self.controller, self.queue = policy, Controller(policy, times), Queue()
         self.closed = False
         self._busy_until: float | None = None
+        self._stalled_until: float | None = None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing can be run for a while."""
+        return self._stalled_until is not None
 
     @property
     def times(self) -> Times:
@@ -68,7 +74,11 @@ class Scheduler:
             return RefusedError("draining", "the server is stopping; ask another one, or again later.", after=1.0)
         if order.within(self.policy.patience) <= now - order.arrived:
             return _expired(order, now)
-        if self._busy_until is None and not len(self.queue):
+        if self._stalled_until is not None:
+            wait = self._stall(now)
+            if order.within(self.policy.target) <= now - order.arrived + wait:
+                return _restarting(wait)
+        elif self._busy_until is None and not len(self.queue):
             return None
         room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now)
         if room >= 0 and late <= 0:
@@ -98,10 +108,7 @@ class Scheduler:
 
     def take(self, now: float) -> tuple[Batch | None, Refusals]:
         """The next batch, if anybody waits, and those who no longer do."""
-        expired = [order for order in self.queue if order.within(self.policy.patience) <= now - order.arrived]
-        for order in expired:
-            self.queue.remove(order)
-        refused = [(order, _expired(order, now)) for order in expired]
+        refused = self.expire(now)
         head = self.queue.head()
         if head is None:
             return None, refused
@@ -130,6 +137,28 @@ class Scheduler:
         if not len(self.queue):
             self.controller.idle(now)
 
+    def expire(self, now: float) -> Refusals:
+        """Refuse those whose deadline has passed."""
+        expired = [order for order in self.queue if order.within(self.policy.patience) <= now - order.arrived]
+        for order in expired:
+            self.queue.remove(order)
+        return [(order, _expired(order, now)) for order in expired]
+
+    def stall(self, now: float, seconds: float) -> Refusals:
+        """Take note that nothing can be run for about so long; refuses those who were promised an answer before.
+
+        Whoever gave a later deadline waits.
+        """
+        self._stalled_until = now + seconds
+        late = [order for order in self.queue if order.within(self.policy.target) <= now - order.arrived + seconds]
+        for order in late:
+            self.queue.remove(order)
+        return [(order, _restarting(seconds)) for order in late]
+
+    def resume(self) -> None:
+        """Take note that batches can be run again."""
+        self._stalled_until = None
+
     def close(self, *, at_once: bool = False) -> Refusals:
         """Admit nobody from now on; `at_once` refuses those who wait, too."""
         self.closed = True
@@ -155,13 +184,22 @@ class Scheduler:
         """Seconds by which an order would miss what it was promised if all ahead of it ran at their least."""
         ahead = sum(self._cost(other) for other in self.queue if other.priority <= order.priority)
         ahead += 0.0 if self._busy_until is None else max(self._busy_until - now, 0.0)
+        ahead += self._stall(now)
         own = self.times.high(self.admissible(order, 0.0), order.rows)
         return now + ahead + own - order.arrived - self.controller.margin * order.within(self.policy.target)
+
+    def _stall(self, now: float) -> float:
+        """Seconds until batches are run again; a stall that lasts longer than was thought is never nearly over."""
+        return 0.0 if self._stalled_until is None else max(self._stalled_until - now, self.policy.target)
 
     def _cost(self, order: Order) -> float:
         """Seconds that an order takes of the server at least."""
         budgets = self.times.budgets
         return order.rows * self.times.least(budgets[bisect_left(budgets, order.floor)])
+
+
+def _restarting(seconds: float) -> RefusedError:
+    return RefusedError("restarting", "the network was lost and is being brought back; ask again.", after=seconds)
 
 
 def _expired(order: Order, now: float) -> RefusedError:

@@ -17,6 +17,7 @@ from nestor.serving.engine import Engine
 from nestor.serving.guard import Keys, Limits, Lines
 from nestor.serving.http import application
 from nestor.serving.metrics import Metrics
+from nestor.serving.punctual import punctual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,11 +88,16 @@ class Server(uvicorn.Server):
             ws="none",
             limit_concurrency=connections,
             h11_max_incomplete_event_size=_HEADERS,
-            http="h11",
+            http=punctual(self.front.limits.seconds),
             timeout_graceful_shutdown=patience,
         )
         super().__init__(config)
-        self.socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self.socket = socket.create_server((host, port), family=family)
+        except OSError:
+            self.engine.drain(0)
+            raise
 
     @property
     def address(self) -> str:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import torch
 
+from nestor.serving.network import DATATYPES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from nestor.serving.engine import Answer
-    from nestor.serving.network import Served
+    from nestor.serving.answer import Answer
+    from nestor.serving.network import Input, Served
 
-IMAGES, LOGITS, EXPERTS = "images", "logits", "experts"
+LOGITS, EXPERTS = "logits", "experts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,13 +30,13 @@ class Inference:
 
     Attributes:
         id: the client's own name for it.
-        images: (B, C, H, W).
+        items: (B, ...), what the network takes.
         outputs: names of what is wanted, each with whether it is wanted as bytes.
         parameters: of the request.
     """
 
     id: str | None
-    images: Tensor
+    items: Tensor
     outputs: Mapping[str, bool]
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -52,7 +54,7 @@ def metadata(name: str, version: int, served: Served) -> dict[str, Any]:
         "name": name,
         "versions": [str(version)],
         "platform": "nestor",
-        "inputs": [{"name": IMAGES, "datatype": "FP32", "shape": [-1, *served.shape]}],
+        "inputs": [{"name": served.input.name, "datatype": served.input.datatype, "shape": [-1, *served.input.shape]}],
         "outputs": [
             {"name": key, "datatype": datatype, "shape": shape} for key, (datatype, shape) in outputs(served).items()
         ],
@@ -80,9 +82,9 @@ def read(body: bytes, header: str | None, served: Served) -> Inference:
         raise ValueError(f"id must be a text; got {_shown(identity)}.")
     given = asked.get("inputs")
     if not isinstance(given, list) or len(given) != 1:
-        raise ValueError(f"inputs must be a list with the one tensor {IMAGES!r}; got {_shown(given)}.")
-    images = _tensor(_object(given[0], "an input"), memoryview(body)[size:], served.shape)
-    return Inference(id=identity, images=images, outputs=_wanted(asked, parameters, served), parameters=parameters)
+        raise ValueError(f"inputs must be a list with the one tensor {served.input.name!r}; got {_shown(given)}.")
+    items = _tensor(_object(given[0], "an input"), memoryview(body)[size:], served.input)
+    return Inference(id=identity, items=items, outputs=_wanted(asked, parameters, served), parameters=parameters)
 
 
 def write(name: str, inference: Inference, answer: Answer) -> tuple[bytes, int | None]:
@@ -167,45 +169,53 @@ def _wanted(asked: Mapping[str, Any], parameters: Mapping[str, Any], served: Ser
     return wanted
 
 
-def _tensor(given: Mapping[str, Any], tail: memoryview, shape: tuple[int, ...]) -> Tensor:
-    if given.get("name") != IMAGES:
-        raise ValueError(f"the input must be called {IMAGES!r}; got {_shown(given.get('name'))}.")
-    if given.get("datatype") != "FP32":
-        raise ValueError(f"{IMAGES} must be of datatype FP32; got {_shown(given.get('datatype'))}.")
+def _tensor(given: Mapping[str, Any], tail: memoryview, wanted: Input) -> Tensor:
+    name, dtype = wanted.name, DATATYPES[wanted.datatype][1]
+    if given.get("name") != name:
+        raise ValueError(f"the input must be called {name!r}; got {_shown(given.get('name'))}.")
+    if given.get("datatype") != wanted.datatype:
+        raise ValueError(f"{name} must be of datatype {wanted.datatype}; got {_shown(given.get('datatype'))}.")
     dims = given.get("shape")
-    if not _whole(dims) or tuple(dims[1:]) != shape:
-        raise ValueError(f"{IMAGES} must be of shape {[-1, *shape]}, at least one picture; got {_shown(dims)}.")
+    if not _whole(dims) or tuple(dims[1:]) != wanted.shape:
+        raise ValueError(f"{name} must be of shape {[-1, *wanted.shape]}, at least one item; got {_shown(dims)}.")
     count = math.prod(dims)
     size = _object(given.get("parameters", {}), "parameters").get("binary_data_size")
     if size is None:
         if len(tail):
             raise ValueError(f"{len(tail)} bytes follow the JSON that no input claims with binary_data_size.")
-        values = _numbers(given.get("data"), count)
+        values = _numbers(given.get("data"), count, dtype)
     else:
-        if type(size) is not int or size != len(tail) or size != 4 * count:
+        needed = dtype.itemsize * count
+        if type(size) is not int or size != len(tail) or size != needed:
             raise ValueError(
-                f"binary_data_size must be {4 * count} bytes for shape {dims}, and as many must follow the JSON; got "
+                f"binary_data_size must be {needed} bytes for shape {dims}, and as many must follow the JSON; got "
                 f"{_shown(size)} and {len(tail)}."
             )
-        values = np.frombuffer(tail, "<f4").astype(np.float32)
+        values = np.frombuffer(tail, dtype).astype(dtype.newbyteorder("="))
     if not np.isfinite(values).all():
-        raise ValueError(f"{IMAGES} must hold finite numbers; got NaN or infinity.")
+        raise ValueError(f"{name} must hold finite numbers; got NaN or infinity.")
+    # Who asks for what lies beyond a table would take the whole batch along.
+    if wanted.below is not None and not ((values >= 0) & (values < wanted.below)).all():
+        raise ValueError(
+            f"{name} must hold numbers from 0 to {wanted.below - 1}; got {values.min():g} to {values.max():g}."
+        )
     return torch.from_numpy(values.reshape(dims))
 
 
 def _whole(dims: object) -> TypeGuard[list[int]]:
     # True and False are numbers to Python.
-    return isinstance(dims, list) and len(dims) == 4 and all(type(size) is int and size > 0 for size in dims)
+    return isinstance(dims, list) and len(dims) > 0 and all(type(size) is int and size > 0 for size in dims)
 
 
-def _numbers(data: object, count: int) -> np.ndarray:
+def _numbers(data: object, count: int, dtype: np.dtype) -> np.ndarray:
     if not isinstance(data, list):
         raise ValueError(f"data must be a list of numbers; got {_shown(data)}.")
     try:
-        # NumPy would take texts and truth values for numbers.
+        # NumPy would take texts and truth values for numbers, and fractions for whole ones.
         values = np.asarray(data)
         with np.errstate(over="ignore"):
-            values = values.astype(np.float32) if values.dtype.kind in "iuf" else None
+            kinds = "iu" if dtype.kind == "i" else "iuf"
+            values = values.astype(dtype.newbyteorder("=")) if values.dtype.kind in kinds else None
     except (ValueError, OverflowError):
         values = None
     if values is None or values.size != count:

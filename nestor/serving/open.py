@@ -1,0 +1,59 @@
+"""From a folder to a network that can be served, whatever its dial is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestor.models.saved import load_model
+from nestor.serving.mixture import load_mixture
+from nestor.serving.network import ServedViT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nestor.models.vit import ViT
+    from nestor.serving.network import Served
+
+CONFIG = "config.json"
+
+
+def open_served(
+    folder: str | Path,
+    *,
+    budgets: Sequence[float] | None = None,
+    size: int | None = None,
+    load: Callable[[str | Path], ViT] = load_model,
+) -> Served:
+    """Load the network in a folder: a vision transformer, or a mixture of transformers that classifies sequences.
+
+    Args:
+        folder: saved by Nestor or by transformers.
+        budgets: that are declared; by default the network's own.
+        size: side of the pictures in pixels, or length of the sequences in tokens; by default 128 tokens.
+        load: reads whatever is no mixture.
+
+    Raises:
+        FileNotFoundError: the folder is missing.
+        ValueError: it holds nothing that can be served.
+    """
+    if _mixture(Path(folder) / CONFIG):
+        return load_mixture(folder, length=128 if size is None else size, budgets=budgets)
+    return ServedViT(load(folder), budgets, size=size)
+
+
+def stamp(folder: str | Path) -> str:
+    """Tells one state of a folder's files from another: their names, sizes and moments of change."""
+    if not Path(folder).is_dir():
+        return ""
+    files = [(each.name, each.stat()) for each in sorted(Path(folder).iterdir()) if each.is_file()]
+    return json.dumps([(name, found.st_size, found.st_mtime_ns) for name, found in files])
+
+
+def _mixture(config: Path) -> bool:
+    try:
+        return "num_experts_per_tok" in json.loads(config.read_text(encoding="utf-8"))
+    # Whatever is no readable JSON object is for the loader to complain of.
+    except (OSError, ValueError, TypeError):
+        return False

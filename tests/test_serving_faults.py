@@ -1,0 +1,207 @@
+"""What a server has to bear from outside: slow clients, floods, forgeries and guesses.
+
+Pictures, tensors, forms, names and limits have their tests beside the routes, in `test_serving_http`.
+"""
+
+import io
+import json
+import logging
+import signal
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from test_serving_engine import PATIENT, WAIT
+from test_serving_http import infer, network, pictures, png, refused, until_ready
+
+from nestor.serving import guard
+from nestor.serving.engine import Engine
+from nestor.serving.guard import Keys, Limits, Lines
+from nestor.serving.http import application
+from nestor.serving.server import Server
+
+SECRETS = {"ann": "s3cret-of-ann", "bob": "t0ken-of-bob"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server(network, PATIENT, batch=4, port=0, limits=Limits(seconds=0.2, size=100_000), connections=8)
+    thread = threading.Thread(target=server.serve_until_told, daemon=True)
+    thread.start()
+    while not (server.started and server.engine.ready):
+        threading.Event().wait(0.01)
+    yield server
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
+def talk(server: Server, *said: bytes) -> bytes:
+    """Everything that a server answers until it closes the connection."""
+    with socket.create_connection(server.socket.getsockname(), timeout=WAIT) as connection:
+        for each in said:
+            connection.sendall(each)
+        found = b""
+        while got := connection.recv(65536):
+            found += got
+    return found
+
+
+# Clients that take their time. Nothing here looks at the clock: a server that waited for ever would not close.
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /v2 HTT", b"GET /v2 HTTP/1.1\r\nhost: here\r\nx-slow: 1"])
+def test_whoever_does_not_finish_asking_is_let_go(server: Server, said: bytes):
+    assert talk(server, said) == b""
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Server):
+    found = talk(server, b"POST /predict HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\nonly this")
+    assert found.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in found
+    assert b"the body took longer than 0.2 s" in found
+
+
+def test_a_body_behind_an_answer_holds_no_place(server: Server):
+    found = talk(server, b"GET /v2/health/live HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\nonly this")
+    assert found.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_kept_connection_is_let_go_in_the_middle_of_its_second_request(server: Server):
+    first = b"GET /v2/health/live HTTP/1.1\r\nhost: here\r\n\r\n"
+    found = talk(server, first + b"GET /v2 HTT")
+    assert found.count(b"HTTP/1.1 200 ") == 1
+    assert talk(server, first + first).count(b"HTTP/1.1 200 ") == 2
+
+
+def test_slow_clients_do_not_keep_others_out(server: Server):
+    slow = [socket.create_connection(server.socket.getsockname(), timeout=WAIT) for _ in range(20)]
+    try:
+        for each in slow:
+            each.sendall(b"GET /")
+        for each in slow:
+            while each.recv(1000):
+                pass
+        assert talk(server, b"GET /v2 HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    finally:
+        for each in slow:
+            each.close()
+
+
+# Requests that are not what they seem.
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v2 HTTP/1.1\r\n" + b"x-more: and more\r\n" * 2000,
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: here\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: here\r\ncontent-length: -1\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nhost: here\r\nbad header\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["many headers", "long path", "two lengths", "negative length", "no colon", "no host", "TLS"],
+)
+def test_what_is_no_request_does_not_reach_anything(server: Server, head: bytes):
+    before = server.metrics.text(server.engine)
+    assert talk(server, head).startswith(b"HTTP/1.1 400 ")
+    assert server.metrics.text(server.engine) == before
+
+
+def test_more_parts_than_a_form_may_have(server: Server):
+    parts = b"".join(b'--x\r\ncontent-disposition: form-data; name="a%d"\r\n\r\n1\r\n' % i for i in range(20))
+    body = parts + b"--x--\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
+    found = talk(server, head + b"content-type: multipart/form-data; boundary=x\r\n\r\n" + body)
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert b"the form is broken" in found
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    engine = Engine(network(), PATIENT, batch=4)
+    with TestClient(application(engine, limits=Limits(pixels=250_000))) as client:
+        until_ready(client)
+        yield client
+
+
+def test_numbers_of_many_digits(client: TestClient):
+    asked = json.dumps(infer(pictures())).replace('"shape": [1,', f'"shape": [{"9" * 6000},')
+    assert "the request is not JSON" in refused(client.post("/v2/models/elastic/infer", content=asked), 400)
+
+
+def bombs() -> dict[str, bytes]:
+    """Pictures whose few bytes become many pixels."""
+    found = {}
+    for kind in ("PNG", "GIF", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        Image.new("L", (4000, 4000)).save(file, kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+        found[kind] = file.getvalue()
+    text = zlib.compress(bytes(50_000_000), 9)
+    small = png()
+    body = b"text\0\0" + text
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    # Behind the header, which takes 33 bytes.
+    found["text in PNG"] = small[:33] + chunk + small[33:]
+    return found
+
+
+@pytest.mark.parametrize(("kind", "content"), bombs().items(), ids=bombs().keys())
+def test_pictures_that_swell(client: TestClient, kind: str, content: bytes, monkeypatch: pytest.MonkeyPatch):
+    assert len(content) < 250_000
+    # Nothing of what is too large is decoded.
+    monkeypatch.setattr(Image.Image, "load", None)
+    refused(client.post("/predict", content=content), 400)
+
+
+# Keys.
+
+
+def test_keys_take_equally_long_whoever_asks(monkeypatch: pytest.MonkeyPatch):
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    keys = Keys(SECRETS)
+    for offered, name in ((b"s3cret-of-ann", "ann"), (b"t0ken-of-bob", "bob"), (b"", None), (b"x" * 10_000, None)):
+        compared.clear()
+        assert keys.name(offered) == name
+        # Every secret is compared, found or not, and in the same number of bytes.
+        assert compared == [(32, 32)] * len(SECRETS)
+
+
+def test_secrets_are_written_nowhere(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    served = network()
+    engine = Engine(served, PATIENT, batch=4)
+    answers = []
+    with TestClient(application(engine, keys=Keys(SECRETS))) as client:
+        until_ready(client)
+        served.error = RuntimeError("broken")
+        for headers in (
+            {"authorization": f"Bearer {SECRETS['ann']}"},
+            {"x-api-key": SECRETS["bob"]},
+            {"authorization": f"Basic {SECRETS['ann']}"},
+            {"x-api-key": SECRETS["bob"] + " and more"},
+        ):
+            for path in (f"/predict?key={SECRETS['ann']}", "/metrics", "/v2/models/none", "/openapi.json"):
+                for method in ("GET", "POST"):
+                    answer = client.request(method, path, headers=headers, content=png() if method == "POST" else None)
+                    answers.append(answer.text + str(answer.headers))
+    ours = [record for record in caplog.records if record.name.startswith(("nestor", "uvicorn"))]
+    written = "\n".join(Lines().format(record) + str(vars(record)) for record in ours)
+    assert "RuntimeError: broken" in written
+    for secret in SECRETS.values():
+        assert secret not in written
+        assert secret not in "\n".join(answers)
+        assert secret not in str(vars(Keys(SECRETS)))
