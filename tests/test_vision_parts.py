@@ -15,8 +15,8 @@ from nestor.layers.angular import AngularAttention, binary, unit
 from nestor.layers.block import Dense, SelfAttention
 from nestor.layers.mixture import Mixture
 from nestor.layers.together import dense
-from nestor.measure.energy import PICOJOULES, energy, multiplied, operations
 from nestor.measure.adjacent import agreement
+from nestor.measure.energy import PICOJOULES, energy, multiplied, operations
 from nestor.models.composed import stack, tiny
 from nestor.ops.shifts import fixed, shift_add
 from nestor.routing.adjust import Softmax

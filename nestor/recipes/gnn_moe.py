@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from nestor.experts.lowrank import Kronecker
 from nestor.layers.amended import Amended
 from nestor.layers.block import Dense
-from nestor.measure.cost import parameters
 from nestor.measure.adjacent import agreement
+from nestor.measure.cost import parameters
 from nestor.measure.points import apart, over_cost
 from nestor.models.composed_plain import composed
 from nestor.models.pretrained import read
