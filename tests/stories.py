@@ -1,7 +1,10 @@
 """Examples of the documentation: found in Markdown, and run as a reader would run them."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -58,6 +61,8 @@ def tell(story: Story, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
             for line in filter(None, map(shlex_split, text.splitlines())):
                 if line[:2] == ["nestor", "serve"]:
                     servers.append(stack.enter_context(serving(line[2:], monkeypatch)))
+                elif line[:2] == ["nestor", "demo"]:
+                    show(line[1:])
                 elif line[0] == "curl":
                     ask(line, servers[-1])
                 else:
@@ -82,6 +87,25 @@ def command(line: list[str]) -> None:
         assert set(re.findall(r"\w+", line[2])) - {"nestor"} <= extras.keys()
     else:
         assert line == ["source", ".venv/bin/activate"]
+
+
+def show(words: list[str]) -> None:
+    """`nestor demo` with these words, at any free port, in a process of its own until its page was seen."""
+    page = subprocess.Popen(
+        [sys.executable, "-m", "nestor.cli", *words, "--port", "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with page:
+        try:
+            assert page.stdout is not None
+            with urllib.request.urlopen(page.stdout.readline().split()[0], timeout=WAIT) as answer:
+                assert b"<html" in answer.read()
+            page.terminate()
+            assert page.wait(WAIT) == 0
+        finally:
+            page.kill()
 
 
 @contextmanager
