@@ -128,6 +128,13 @@ def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
     (root / "recipes/base.py").write_text("import ast\n")
     assert sources("one", root) != first
     assert sources("two", root) == second
+    words = '"""What\n\n    it is."""\n\n# why\nT = int\n\n\ndef f():\n    """Says."""\n    return 1\n'
+    (root / "types.py").write_text(words.replace("it is", "this is").replace("# why", ""))
+    told = sources("one", root)
+    (root / "types.py").write_text(words)
+    assert sources("one", root) == told
+    (root / "types.py").write_text(words.replace("return 1", "return 2"))
+    assert sources("one", root) != told
 
 
 def test_every_system_is_listed_once_and_every_recipe_of_a_paper_belongs_to_one():

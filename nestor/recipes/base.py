@@ -189,7 +189,9 @@ def _keep(figure: Figure, path: Path) -> Path:
 
 
 def sources(name: str, root: Path | None = None) -> str:
-    """SHA-256 of a recipe's file and of all of the library that it imports, so that evidence tells what made it.
+    """SHA-256 of a recipe's code and of all of the library that it imports, so that evidence tells what made it.
+
+    Comments, docstrings and empty lines do not count, since they change nothing that was measured.
 
     Args:
         name: of the recipe.
@@ -212,5 +214,15 @@ def sources(name: str, root: Path | None = None) -> str:
                 waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
     digest = hashlib.sha256()
     for path in sorted(used):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        digest.update(str(path.relative_to(root)).encode() + _code(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def _code(text: str) -> str:
+    """The lines of a module that are not words about it."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=int(last)):
+                lines[first - 1 : last] = [""] * (last - first + 1)
+    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
