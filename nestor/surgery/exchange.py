@@ -37,7 +37,7 @@ def with_attention(model: Composed, build: Callable[[Any], nn.Module]) -> Compos
                 "Start from the network before it was routed."
             )
         attention: Any = build(block.attention)
-        kind = RoutedBlock if isinstance(attention, ChosenHeads | SeparateHeads) else Block
+        kind: Any = RoutedBlock if isinstance(attention, ChosenHeads | SeparateHeads) else Block
         each = kind(model.settings.width, attention, block.layer)
         each.norm1, each.norm2 = block.norm1, block.norm2
         made.append(each)

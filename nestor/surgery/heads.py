@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestor.layers.heads import ChosenHeads
 from nestor.routing.adjust import Softmax
@@ -34,7 +34,7 @@ def cut_heads(model: Composed, heads: int, always: int, *, chance: bool = False)
     """
     new = copy.deepcopy(model)
     for block in new.chain:
-        own = block.attention
+        own: Any = block.attention
         if not isinstance(own, ChosenHeads):
             raise ValueError(f"only chosen heads can be cut; got {type(own).__name__}. Use layers.heads.taken.")
         _, H, _, D = own.inward.shape
