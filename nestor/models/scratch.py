@@ -12,7 +12,7 @@ from nestor.layers.nested import Nest
 from nestor.models.vit import ViT, ViTSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def scratch(
@@ -67,9 +67,7 @@ def scratch(
 
 
 def cheaper(model: ViT, budget: float, *, seed: int = 0) -> ViT:
-    """An ordinary network of the same depth with random weights: the widest that costs no more than this share.
-
-    Its hidden layers are four times as wide, and a little more where the channels leave some of the cost over.
+    """An ordinary network of the same depth with random weights: the `widest` that costs no more than this share.
 
     Args:
         model: with one expert.
@@ -79,24 +77,40 @@ def cheaper(model: ViT, budget: float, *, seed: int = 0) -> ViT:
     Raises:
         ValueError: when the model has more than one expert, or no width is so cheap.
     """
-    s = model.settings
-    if s.nest.experts != 1:
-        raise ValueError(f"a cheaper ordinary network follows from one with 1 expert; got {s.nest.experts}.")
-    rows, columns = s.grid
-    heads, most = s.nest.heads[0], budget * model.full_macs(rows * columns)
+    s, patches = model.settings, model.settings.grid[0] * model.settings.grid[1]
 
-    def sized(width: int, hidden: int) -> ViTSettings:
-        return replace(s, nest=Nest(widths=(width,), hidden=(hidden,), heads=(heads,)))
-
-    def cost(width: int, hidden: int) -> int:
+    def cost(form: Nest) -> int:
         with torch.device("meta"):
-            return ViT(sized(width, hidden)).full_macs(rows * columns)
+            return ViT(replace(s, nest=form)).full_macs(patches)
 
-    widths = [d for d in range(heads, s.nest.widths[0] + 1, heads) if cost(d, 4 * d) <= most]
+    return _random(replace(s, nest=widest(s.nest, budget, cost)), seed)
+
+
+def widest(full: Nest, budget: float, cost: Callable[[Nest], int]) -> Nest:
+    """Sizes of the widest ordinary network that costs no more than this share of another, with as many heads.
+
+    Its hidden layers are four times as wide, and a little more where the channels leave some of the cost over.
+
+    Args:
+        full: sizes of the other, which has one expert and is no narrower.
+        budget: the share.
+        cost: of a network of these sizes.
+
+    Raises:
+        ValueError: when there is more than one expert, or no width is so cheap.
+    """
+    if full.experts != 1:
+        raise ValueError(f"a cheaper ordinary network follows from one with 1 expert; got {full.experts}.")
+    heads, most = full.heads[0], budget * cost(full)
+
+    def form(width: int, more: int = 0) -> Nest:
+        return Nest(widths=(width,), hidden=(4 * width + more,), heads=(heads,))
+
+    widths = [d for d in range(heads, full.widths[0] + 1, heads) if cost(form(d)) <= most]
     if not widths:
         raise ValueError(f"the narrowest network, of width {heads}, costs more than {budget:.3g}. Raise the budget.")
-    least, more = (cost(widths[-1], 4 * widths[-1] + extra) for extra in (0, 1))
-    return _random(sized(widths[-1], 4 * widths[-1] + int((most - least) // (more - least))), seed)
+    least = cost(form(widths[-1]))
+    return form(widths[-1], int((most - least) // (cost(form(widths[-1], 1)) - least)))
 
 
 def _random(settings: ViTSettings, seed: int) -> ViT:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nestor.layers.nested import Nest
-from nestor.models.scratch import place, scratch
+from nestor.models.scratch import place, scratch, widest
 from nestor.models.video import VideoSettings, VideoViT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestor.layers.nested import Nest
     from nestor.models.vit import ViT
 
 
@@ -63,9 +63,7 @@ def scratch_video(
 
 
 def cheaper_video(model: VideoViT, budget: float, *, seed: int = 0) -> VideoViT:
-    """An ordinary network of the same depths with random weights: the widest that costs no more than this share.
-
-    Its hidden layers are four times as wide, and a little more where the channels leave some of the cost over.
+    """An ordinary network of the same depths with random weights: the `widest` that costs no more than this share.
 
     Args:
         model: with one expert.
@@ -75,24 +73,16 @@ def cheaper_video(model: VideoViT, budget: float, *, seed: int = 0) -> VideoViT:
     Raises:
         ValueError: when the model has more than one expert, or no width is so cheap.
     """
-    s = model.settings
-    if s.nest.experts != 1:
-        raise ValueError(f"a cheaper ordinary network follows from one with 1 expert; got {s.nest.experts}.")
-    patches, heads = s.space.grid[0] * s.space.grid[1], s.nest.heads[0]
-    most = budget * model.full_macs(patches)
+    s, patches = model.settings, model.settings.space.grid[0] * model.settings.space.grid[1]
 
-    def sized(width: int, hidden: int) -> VideoSettings:
-        return replace(s, space=replace(s.space, nest=Nest(widths=(width,), hidden=(hidden,), heads=(heads,))))
+    def sized(form: Nest) -> VideoSettings:
+        return replace(s, space=replace(s.space, nest=form))
 
-    def cost(width: int, hidden: int) -> int:
+    def cost(form: Nest) -> int:
         with torch.device("meta"):
-            return VideoViT(sized(width, hidden)).full_macs(patches)
+            return VideoViT(sized(form)).full_macs(patches)
 
-    widths = [d for d in range(heads, s.nest.widths[0] + 1, heads) if cost(d, 4 * d) <= most]
-    if not widths:
-        raise ValueError(f"the narrowest network, of width {heads}, costs more than {budget:.3g}. Raise the budget.")
-    least, more = (cost(widths[-1], 4 * widths[-1] + extra) for extra in (0, 1))
-    return _random(sized(widths[-1], 4 * widths[-1] + int((most - least) // (more - least))), seed)
+    return _random(sized(widest(s.nest, budget, cost)), seed)
 
 
 def with_space(model: VideoViT, space: ViT) -> VideoViT:
