@@ -141,6 +141,17 @@ def test_any_shape_is_exact_at_full_budget(sizes):
     assert relative(nest(dense, pictures(), nest=sizes)(pictures(2)).tokens, dense(pictures(2)).tokens) < 2e-5
 
 
+def test_any_basis_is_exact_at_full_budget_and_the_components_are_better_below():
+    dense, images = fold(random_plain(classes=0)), pictures(16, seed=9)
+    wanted = dense(images).tokens
+    as_it_is = nest(dense, pictures(64), basis=torch.eye(24))
+    assert relative(as_it_is(images).tokens, wanted) < 2e-5
+    assert cosine(as_it_is, images, wanted, 0.5) < cosine(nest(dense, pictures(64)), images, wanted, 0.5)
+    for wrong in (torch.ones(24, 24), torch.eye(23)):
+        with pytest.raises(ValueError, match="must be 24 orthonormal columns"):
+            nest(dense, pictures(), basis=wrong)
+
+
 def test_a_fresh_head_keeps_the_network():
     dense = fold(random_plain(classes=0))
     headed = with_head(dense, ["good", "bad"])

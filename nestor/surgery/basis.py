@@ -62,9 +62,17 @@ def rotate(model: ViT, turn: Tensor) -> ViT:
 
     Returns:
         A new network that computes the same, up to rounding.
+
+    Raises:
+        ValueError: when the basis is not orthogonal or not of the model's width.
     """
+    D, turn = model.settings.nest.widths[-1], turn.double()
+    if turn.shape != (D, D) or not torch.allclose(turn.T @ turn, torch.eye(D, dtype=turn.dtype), atol=1e-6):
+        raise ValueError(
+            f"the basis must be {D} orthonormal columns of {D}; got {tuple(turn.shape)}, or columns that are not. "
+            "Take nestor.surgery.basis.components."
+        )
     new = copy.deepcopy(model)
-    turn = turn.double()
 
     def read(weight: Tensor) -> None:
         weight.copy_(weight.double() @ turn)

@@ -62,7 +62,13 @@ def published(width: int, hidden: int, heads: int, experts: int = 4) -> Nest:
 
 @torch.no_grad()
 def nest(
-    model: ViT, images: Tensor, *, nest: Nest | None = None, budget: float | None = None, compensated: bool = True
+    model: ViT,
+    images: Tensor,
+    *,
+    nest: Nest | None = None,
+    budget: float | None = None,
+    compensated: bool = True,
+    basis: Tensor | None = None,
 ) -> ViT:
     """An elastic copy of a dense network, exact at full budget and good below it before any training.
 
@@ -77,9 +83,11 @@ def nest(
         budget: at which the narrow experts are calibrated; by default a third of the way from the least to 1, where
             every expert has tokens.
         compensated: False leaves biases and readout as slices of the full network's, as published.
+        basis: (D, D), orthogonal, the columns that become the channels; by default the principal components.
 
     Raises:
-        ValueError: when the model is nested already, or the shape does not end with the model's own sizes.
+        ValueError: when the model is nested already, the shape does not end with the model's own sizes, or the basis
+            is none.
     """
     s = model.settings
     if s.nest.experts != 1:
@@ -93,7 +101,7 @@ def nest(
             f"the last expert must be the whole network, {own[0]} channels, {own[1]} hidden units and {own[2]} heads; "
             f"got {nest.widths[-1]}, {nest.hidden[-1]} and {nest.heads[-1]}."
         )
-    full = rotate(model, components(model, images))
+    full = rotate(model, components(model, images) if basis is None else basis)
     full = by_importance(full, images)
     new = _widen(full, nest)
     calibrate_router(new, full, images)
