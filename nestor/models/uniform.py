@@ -68,10 +68,20 @@ class Uniform(Wrapped):
 
 def randomly_routed(model: ViT) -> ViT:
     """A copy of a nested network whose router draws scores at random, from torch's generator, at every call."""
-    # Built without memory, so that no generator is advanced and nothing is initialised twice.
-    with torch.device("meta"):
-        copy = ViT(replace(model.settings, scores=("uniform",) if model.settings.nest.experts > 1 else ()))
-    weights = {name: t.clone() for name, t in model.state_dict().items() if not name.startswith("router.")}
-    copy.load_state_dict(weights, assign=True)
+    return routed_by(model, ("uniform",))
+
+
+def routed_by(model: ViT, scores: tuple[str, ...]) -> ViT:
+    """A copy of a network, with a fresh router of these scores where it has more than one expert.
+
+    Args:
+        model: all but its router is copied.
+        scores: as in ViTSettings; what is learnt of them starts anew.
+    """
+    with torch.random.fork_rng(devices=[]):
+        copy = ViT(replace(model.settings, scores=scores if model.settings.nest.experts > 1 else ()))
+    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("router.")}
+    fresh = {name: t for name, t in copy.state_dict().items() if name.startswith("router.")}
+    copy.load_state_dict(kept | fresh)
     copy.checkpointing, copy.budget = model.checkpointing, model.budget
     return copy.train(model.training)
