@@ -21,8 +21,8 @@ from benchmarks.settings import Cell
 from docs.hooks import facts, pictures, reference, systems
 from nestor.layers.nested import Nest
 from nestor.measure.clock import Timing
-from nestor.recipes.base import names, sources
 from nestor.recipes.catalogue import systems as published
+from nestor.recipes.evidence import names, sources
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,9 @@ from nestor.cli import app
 from nestor.data import load
 from nestor.measure.repeats import draw_repeats
 from nestor.models.pretrained import read
-from nestor.recipes.base import Claim, draw, find, names, prove, sources
+from nestor.recipes.base import Claim
 from nestor.recipes.catalogue import state, system, systems
+from nestor.recipes.evidence import draw, find, names, prove, sources
 from nestor.routing.score import ExpectedLoss
 from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest
@@ -135,6 +136,14 @@ def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
     assert sources("one", root) == told
     (root / "types.py").write_text(words.replace("return 1", "return 2"))
     assert sources("one", root) != told
+    told = sources("one", root)
+    (root / "ops/bands.py").write_text("from nestor import types\nfrom nestor.measure import draw\n")
+    (root / "measure").mkdir()
+    (root / "measure/__init__.py").touch()
+    (root / "measure/draw.py").touch()
+    first = sources("one", root)
+    (root / "measure/draw.py").write_text("COLOUR = 1\n")
+    assert told != first == sources("one", root)
 
 
 def test_every_system_is_listed_once_and_every_recipe_of_a_paper_belongs_to_one():

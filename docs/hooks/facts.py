@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from benchmarks.record import Report
 from docs.hooks import pictures
 from docs.hooks.systems import currency, held, record
-from nestor.recipes.base import find
 from nestor.recipes.catalogue import systems as published
+from nestor.recipes.evidence import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestor.recipes.base import find, names, sources
 from nestor.recipes.catalogue import STATES, state, systems
+from nestor.recipes.evidence import find, names, sources
 
 if TYPE_CHECKING:
     from nestor.recipes.catalogue import State, System

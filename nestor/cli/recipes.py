@@ -56,7 +56,7 @@ def prove(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe's proof and write its evidence; interrupted, it goes on where it was."""
-    from nestor.recipes.base import prove as run
+    from nestor.recipes.evidence import prove as run
 
     target = run(name, quick=quick, evidence=evidence, runs=runs)
     record = json.loads(target.read_text())
@@ -68,8 +68,8 @@ def prove(
 
 
 def _explain(known: System, evidence: Path) -> None:
-    from nestor.recipes.base import find
     from nestor.recipes.catalogue import state
+    from nestor.recipes.evidence import find
 
     at, say = state(known, evidence), results()
     say.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
@@ -87,7 +87,7 @@ def _explain(known: System, evidence: Path) -> None:
 
 
 def _tell(name: str, record: dict) -> None:
-    from nestor.recipes.base import sources
+    from nestor.recipes.evidence import sources
 
     results().print(_claims(record))
     made = "the sources as they are" if record["sources"] == sources(name) else "earlier sources"

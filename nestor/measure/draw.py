@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from nestor.models.vit import ViT
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; markers tell lines apart without any.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#7f7f7f"
 TINT = 0.5
 

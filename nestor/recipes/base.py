@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib
-import io
-import json
 import operator
-import pkgutil
-import platform
-import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import nestor
-from nestor.measure.clock import machine
 from nestor.measure.frontier import reached
-from nestor.measure.repeats import draw_repeats
-from nestor.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -109,120 +97,3 @@ def in_time(
         for budget in at[other]
         if budget < 1
     ]
-
-
-def names() -> tuple[str, ...]:
-    """The recipes there are."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name not in ("base", "catalogue")))
-
-
-def find(name: str) -> Any:
-    """The recipe of this name.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    if name not in names():
-        raise ValueError(f"recipe must be one of {', '.join(names())}; got {name!r}.")
-    return importlib.import_module(f"nestor.recipes.{name}")
-
-
-def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), runs: Path = Path("runs")) -> Path:
-    """Run a recipe's proof and write its evidence: settings, versions, machine, seconds, claims, hash of the sources.
-
-    Args:
-        name: of the recipe.
-        quick: the small settings, whose evidence goes below `runs` only.
-        evidence: folder of the evidence that is kept.
-        runs: folder for checkpoints.
-
-    Returns:
-        The file that was written.
-    """
-    recipe = find(name)
-    settings = recipe.Settings.quick() if quick else recipe.Settings()
-    work = runs / name / ("quick" if quick else "full")
-    start, made_with = time.monotonic(), sources(name)
-    proof = recipe.prove(settings, work)
-    record = {
-        "recipe": name,
-        "title": recipe.TITLE,
-        "arxiv": recipe.ARXIV,
-        "settings": asdict(settings),
-        "seconds": round(time.monotonic() - start),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"nestor": nestor.__version__, "python": platform.python_version()},
-        "machine": machine(),
-        "sources": made_with,
-        "claims": [asdict(claim) | {"holds": claim.holds} for claim in proof.claims],
-        "details": proof.details,
-    }
-    target = (work if quick else evidence) / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps(record, indent=1) + "\n")
-    draw(target)
-    for kind, figure in proof.figures.items():
-        _keep(figure, target.with_name(f"{name}-{kind}.png"))
-    return target
-
-
-def draw(evidence: Path) -> Path | None:
-    """Draw the curves of an evidence file beside it, as PNG; None for a recipe without curves.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    record = json.loads(evidence.read_text(encoding="utf-8"))
-    curves = getattr(find(record["recipe"]), "curves", None)
-    found = None if curves is None else curves(record["details"])
-    if found is None:
-        return None
-    return _keep(draw_repeats(*found if isinstance(found, tuple) else (found,)), evidence.with_suffix(".png"))
-
-
-def _keep(figure: Figure, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
-    return path
-
-
-def sources(name: str, root: Path | None = None) -> str:
-    """SHA-256 of a recipe's code and of all of the library that it imports, so that evidence tells what made it.
-
-    Comments, docstrings and empty lines do not count, since they change nothing that was measured.
-
-    Args:
-        name: of the recipe.
-        root: folder of the library; this one unless given.
-    """
-    root = root or Path(nestor.__file__).parent
-    waiting, used = [root / "recipes" / f"{name}.py"], set[Path]()
-    while waiting:
-        path = waiting.pop()
-        if path in used:
-            continue
-        used.add(path)
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module]
-        names = {name for node in nodes for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
-        for each in names:
-            package, *parts = str(each).split(".")
-            if package == "nestor" and parts:
-                place = root.joinpath(*parts)
-                waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
-    digest = hashlib.sha256()
-    for path in sorted(used):
-        digest.update(str(path.relative_to(root)).encode() + _code(path.read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()
-
-
-def _code(text: str) -> str:
-    """The lines of a module that are not words about it."""
-    lines = text.splitlines()
-    for node in ast.walk(ast.parse(text)):
-        match node:
-            case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=int(last)):
-                lines[first - 1 : last] = [""] * (last - first + 1)
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))

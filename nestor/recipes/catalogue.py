@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nestor.recipes.base import find, names, sources
+from nestor.recipes.evidence import find, names, sources
 
 STATES = ("works", "partly", "not yet")
 
