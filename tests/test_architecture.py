@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nestor.recipes.evidence import names
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nestor"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -130,12 +132,12 @@ def public(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.Async
                 yield from public(child)
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "recipes").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("file", [PACKAGE / "recipes" / f"{name}.py" for name in names()], ids=relative)
 def test_recipes_only_compose(file: Path):
     module = tree(file)
     own = f"nestor.recipes.{file.stem}"
     used = {name for name in imported(module) if name.startswith("nestor.recipes.") and not name.startswith(own)}
-    assert all(name.startswith("nestor.recipes.base") for name in used) or file.stem == "__init__"
+    assert all(name.startswith("nestor.recipes.base") for name in used)
     assert not [node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef) and is_module(node)]
     assert not [call for call in calls(module) if call.endswith((".backward", ".zero_grad"))]
 

@@ -219,7 +219,7 @@ def test_the_command_line_lists_and_explains_them(tmp_path: Path):
     listed = json.loads(asked("--json", *empty))
     assert len(listed) == 110
     assert listed[0]["state"] == "partly"
-    assert listed[0]["recipes"] == ["mone", "mone_pretrained", "mone_scratch", "mone_video"]
+    assert listed[0]["recipes"] == ["mone", "mone_pretrained", "mone_scratch", "mone_training", "mone_video"]
     assert json.loads(asked("mone", "--json", *empty)) == listed[0]
 
 
