@@ -55,13 +55,21 @@ def milliseconds(
 
 
 def reached(costs: Mapping[float, float], values: Mapping[float, float], at: float) -> float:
-    """What a network reaches at a cost between its budgets, on straight lines; beyond their ends, what the ends reach.
+    """What a network reaches at a cost, on straight lines between its budgets; beyond the highest, what that reaches.
 
     Args:
         costs: by budget.
         values: by the same budgets, or more.
         at: the cost.
+
+    Raises:
+        ValueError: no budget costs so little.
     """
+    if not at >= min(costs.values()):
+        raise ValueError(
+            f"a cost must be at least that of the cheapest budget, {min(costs.values()):.4g}; got {at:.4g}. "
+            "Measure a lower budget."
+        )
     points = sorted((cost, values[budget]) for budget, cost in costs.items())
     # More cost never has to mean less: whoever may spend it may also leave it.
     best = np.maximum.accumulate([value for _, value in points])

@@ -77,23 +77,25 @@ def in_time(
     took: Mapping[str, Mapping[str, Mapping[float, float]]],
     names: tuple[str, str],
 ) -> list[Claim]:
-    """Claims that one network reaches what a rival does in the time that the rival takes at each budget below 1.
+    """Claims that a rival reaches no more in the time that a network takes at each of its budgets below 1.
+
+    Budgets at which the network is faster than the rival ever is are left out, since nothing compares.
 
     Args:
         what: is compared.
-        mine, rival: its values by budget.
+        mine, rival: values by budget.
         took: milliseconds by precision, network and budget, as from `nestor.measure.frontier`.
         names: of the two among the networks.
     """
     own, other = names
     return [
         Claim(
-            text=f"{what}, {own} in the time of {other} at {budget}, {precision}",
-            left=reached(at[own], mine, at[other][budget]),
+            text=f"{what}, {own} at {budget} against {other} in the same time, {precision}",
+            left=mine[budget],
             relation=">=",
-            right=rival[budget],
+            right=reached(at[other], rival, time),
         )
         for precision, at in took.items()
-        for budget in at[other]
-        if budget < 1
+        for budget, time in at[own].items()
+        if budget < 1 and time >= min(at[other].values())
     ]
