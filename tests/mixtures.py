@@ -33,7 +33,7 @@ from nestor.routing.learned import MLP, Cosine, Dot, ProductKey, Slots
 from nestor.routing.marks import Marks, relative
 from nestor.routing.refine import drop, drop_in_batch, hard, heaviest_first, renormalise, unweighted
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
-from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.routing.score import ExpectedLoss, Linear, Perturbed, Score, Sum, TrailingEnergy, Uniform
 from nestor.routing.several import ByTask, Renamed
 from nestor.routing.straight import StraightThrough
 from nestor.types import Experts, Router, Signal
@@ -59,11 +59,12 @@ SCORES: dict[str, Callable[[], Score]] = {
     "pooled": lambda: Pooled(Dot(D, E)),
     "segment": lambda: Segment(Dot(D, E), length=3),
     "jittered": lambda: Jittered(Dot(D, E), span=0.1),
+    "perturbed": lambda: Sum([Dot(D, E), Perturbed(E)]),
     "graph": lambda: Graph(D, 5, E, neighbours=partial(nearest, k=2)),
 }
 # A token's score is its own affair: neither its place nor its neighbours matter.
 OF_TOKEN = SCORES.keys() - {"uniform", "hash_position", "hash_content", "segment"}
-RANDOM_SCORES = {"uniform", "jittered"}
+RANDOM_SCORES = {"uniform", "jittered", "perturbed"}
 
 ROUTERS: dict[str, Callable[[], Router]] = {
     "switch": lambda: ComposedRouter(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_vit import DENSE, NARROWED, SKIPPING, tiny
 
 from nestor.models.merged import Merged, constant, falling
-from nestor.models.uniform import Uniform, randomly_routed
+from nestor.models.uniform import Uniform, randomly_routed, routed_by
 from nestor.ops.tokens import keep, match, match_macs, mergeable
 
 
@@ -200,6 +200,16 @@ def test_a_dense_network_has_one_width():
     dense = tiny(DENSE, classes=2)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(Uniform(dense)(images).logits, dense(images).logits)
+
+
+def test_a_router_keeps_what_it_learnt_where_its_scores_come_first():
+    model, images = tiny(NARROWED, classes=2), torch.randn(2, 3, 16, 16)
+    more = routed_by(model, (*model.settings.scores, "perturbed"))
+    assert torch.equal(more(images, 0.6).logits, model(images, 0.6).logits)
+    draws = [more.train()(images, 0.6).routings[0].index for _ in range(8)]
+    assert any(not torch.equal(draws[0], each) for each in draws)
+    fresh = routed_by(model, ("linear",))
+    assert not any(tensor.any() for name, tensor in fresh.state_dict().items() if name.startswith("router."))
 
 
 def test_random_routing_is_an_edit():

@@ -72,16 +72,18 @@ def randomly_routed(model: ViT) -> ViT:
 
 
 def routed_by(model: ViT, scores: tuple[str, ...]) -> ViT:
-    """A copy of a network, with a fresh router of these scores where it has more than one expert.
+    """A copy of a network whose router has these scores, where it has more than one expert.
 
     Args:
-        model: all but its router is copied.
-        scores: as in ViTSettings; what is learnt of them starts anew.
+        model: is not changed.
+        scores: as in ViTSettings; what was learnt of the old ones stays where they come first among these, and starts
+            anew otherwise.
     """
+    old = model.settings.scores
+    own = "" if scores[: len(old)] == old else "router."
     with torch.random.fork_rng(devices=[]):
         copy = ViT(replace(model.settings, scores=scores if model.settings.nest.experts > 1 else ()))
-    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("router.")}
-    fresh = {name: t for name, t in copy.state_dict().items() if name.startswith("router.")}
-    copy.load_state_dict(kept | fresh)
+    kept = {name: t for name, t in model.state_dict().items() if not own or not name.startswith(own)}
+    copy.load_state_dict(copy.state_dict() | kept)
     copy.checkpointing, copy.budget = model.checkpointing, model.budget
     return copy.train(model.training)

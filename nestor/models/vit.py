@@ -20,7 +20,7 @@ from nestor.ops.tokens import match_macs
 from nestor.routing.allocation import EVEN, Allocation
 from nestor.routing.capacity import whole
 from nestor.routing.router import ExpertPreferredRouter
-from nestor.routing.score import ExpectedLoss, Linear, Score, Sum, TrailingEnergy, Uniform
+from nestor.routing.score import ExpectedLoss, Linear, Perturbed, Score, Sum, TrailingEnergy, Uniform
 from nestor.types import Output, Signal, Sparse
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class ViTSettings:
     """How an elastic vision transformer is built; the meaning of each field is that of PlainSettings.
 
     `nest` holds widths, hidden units and heads of every expert (one expert: an ordinary network); `scores` names what
-    the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random);
-    `embed_norm` tells whether a norm follows the embedding; `nominal` is the side in pixels that the weights were made
-    for; `channels` are those of a picture; `allocation` shares the tokens among the experts at each budget.
+    the router sums up: `loss` (expected loss), `trailing` (energy), `linear` (learned), `uniform` (random),
+    `perturbed` (noise while training); `embed_norm` tells whether a norm follows the embedding; `nominal` is the side
+    in pixels that the weights were made for; `channels` are those of a picture; `allocation` shares the tokens among
+    the experts at each budget.
     """
 
     nest: Nest
@@ -246,5 +247,7 @@ def _score(name: str, nest: Nest) -> Score:
             return Linear(nest.widths[-1], nest.experts)
         case "uniform":
             return Uniform(nest.experts)
+        case "perturbed":
+            return Perturbed(nest.experts)
         case _:
-            raise ValueError(f"scores must be among loss, trailing, linear, uniform; got {name!r}.")
+            raise ValueError(f"scores must be among loss, trailing, linear, uniform, perturbed; got {name!r}.")

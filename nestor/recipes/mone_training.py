@@ -49,24 +49,14 @@ ARXIV = "2407.19985"
 IDEA = "A part of the training earns its place if the network is worse below the full budget without it."
 
 DEFAULT, AVERAGED = "default", "averaged over seeds"
-SHOWN = (
-    (
-        "published budgets",
-        "sandwich",
-        "labels alone",
-        "labels, taught by itself",
-        "class probabilities alone",
-        "no patches",
+SHOWN = {
+    "What is taught": ("labels alone", "labels, taught by itself", "class probabilities alone", "no patches"),
+    "Budgets and routers": (
+        *("published budgets", "sandwich", "measured router, kept", "perturbed router"),
+        *("router from nothing", "random router"),
     ),
-    (
-        "measured router, kept",
-        "router from nothing",
-        "random router",
-        "channels as they come",
-        "not compensated",
-        "published",
-    ),
-)
+    "Where it starts": ("channels as they come", "not compensated", "published"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +106,10 @@ def variants() -> dict[str, Variant]:
     def routed(*scores: str) -> Callable[[ViT, torch.Tensor], ViT]:
         return lambda dense, images: routed_by(nest(dense, images), scores)
 
+    def perturbed(dense: ViT, images: torch.Tensor) -> ViT:
+        model = nest(dense, images)
+        return routed_by(model, (*model.settings.scores, "perturbed"))
+
     def changed(**fields: Any) -> Callable[[Fit], Fit]:
         return lambda how: replace(how, **fields)
 
@@ -129,6 +123,7 @@ def variants() -> dict[str, Variant]:
         "class probabilities alone": Variant(how=changed(loss=Distil(prefix=0, patches=0))),
         "no patches": Variant(how=changed(loss=Distil(patches=0))),
         "measured router, kept": Variant(how=changed(router_rate=0.0)),
+        "perturbed router": Variant(start=perturbed),
         "router from nothing": Variant(start=routed("linear")),
         "random router": Variant(start=routed("uniform")),
         "channels as they come": Variant(start=lambda dense, images: nest(dense, images, basis=_as_it_is(dense))),
@@ -181,7 +176,7 @@ def curves(details: dict[str, Any]) -> tuple[Repeats, ...] | None:
             lines={name: found[name] for name in (DEFAULT, *names)},
             levels={},
         )
-        for title, names in zip(("What is taught", "Where it starts"), SHOWN, strict=True)
+        for title, names in SHOWN.items()
     )
 
 

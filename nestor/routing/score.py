@@ -159,6 +159,34 @@ class Uniform(Score):
 
 
 @final
+class Perturbed(Score):
+    """Gumbel noise while training and nothing otherwise, so that the router sees what other choices would have done.
+
+    Beside other scores in a `Sum`, the largest ones are then a draw without replacement (perturbed top-k).
+
+    Args:
+        experts: E.
+        scale: of the noise.
+    """
+
+    def __init__(self, experts: int, scale: float = 0.1):
+        super().__init__()
+        self.experts, self.scale = experts, scale
+
+    def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
+        """(B, T, D) -> (B, T, E)."""
+        noise = torch.zeros(*tokens.shape[:2], self.experts, device=tokens.device)
+        if not self.training:
+            return noise
+        drawn = torch.empty_like(noise).exponential_().clamp_min(torch.finfo(torch.float32).tiny)
+        return -self.scale * drawn.log()
+
+    def macs(self, tokens: int) -> int:
+        """None."""
+        return 0
+
+
+@final
 class Sum(Score):
     """The sum of several scores."""
 
