@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from nestor.api import load, save
@@ -77,8 +76,7 @@ def run(demo: Demo) -> Path:
         labelled = Fit(epochs=demo.dense_epochs, rate=demo.dense_rate, budgets=Fixed())
         dense = _tune(start, train, labelled, demo, "dense")
     with step("Make it elastic"):
-        few = train.limit(demo.calibration)
-        untuned = nest(dense, torch.stack([few[i][0] for i in range(len(few))]))
+        untuned = nest(dense, train.limit(demo.calibration).stacked())
     with step("Tune it over sampled budgets"):
         elastic = _tune(untuned, train, Fit(epochs=demo.epochs), demo, "nested", teacher=dense)
         save(elastic, demo.out / "elastic")

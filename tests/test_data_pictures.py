@@ -92,6 +92,12 @@ def test_a_limit_keeps_the_shares_and_every_class():
         pictures.limit(0)
 
 
+def test_pictures_as_one_tensor():
+    pictures = made([0, 1, 1], size=9)
+    assert torch.equal(pictures.stacked(2), torch.stack([pictures[0][0], pictures[1][0]]))
+    assert len(pictures.stacked()) == len(pictures.stacked(9)) == 3
+
+
 @pytest.mark.parametrize("grey", [True, False])
 def test_a_cache_changes_no_bit_and_grey_takes_one_channel(grey: bool):
     pictures = made([0, 1, 1, 0], size=9, grey=grey).at(5).augmented(Augment(jitter=0.3, rotate90=True))

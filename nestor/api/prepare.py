@@ -156,7 +156,7 @@ def parts(model: ViT, data: Source | Pictures, size: int) -> tuple[Pictures, Pic
 
 def stacked(pictures: Pictures, model: ViT) -> Tensor:
     """All pictures of a small set, (N, 3, H, W), where the network is."""
-    return torch.stack([pictures[i][0] for i in range(len(pictures))]).to(model.embed.weight.device)
+    return pictures.stacked().to(model.embed.weight.device)
 
 
 def elastic(model: ViT) -> ViT:

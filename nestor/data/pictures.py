@@ -143,6 +143,10 @@ class Pictures(Dataset["tuple[Tensor, int]"]):
         least = int(count >= len(set(self.labels)))
         return self.subset(pick(self.labels, self.groups, count, seed=seed, least=least))
 
+    def stacked(self, count: int | None = None) -> Tensor:
+        """(N, 3, H, W): all pictures, or the first `count` where there are more."""
+        return torch.stack([self[i][0] for i in range(min(len(self), len(self) if count is None else count))])
+
     def at(self, size: int) -> Pictures:
         """Give the same pictures at another size; a cache is dropped unless the size stays."""
         return self if size == self.size else replace(self, size=size, cache=None)

@@ -90,8 +90,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     mono, poly = (
         cells.subset([i for i, group in enumerate(cells.groups) if group.startswith(kind)]) for kind in ("mono", "poly")
     )
-    few = mono.limit(settings.pictures)
-    claims = _exact(settings, torch.stack([few[i][0] for i in range(len(few))]))
+    claims = _exact(settings, mono.limit(settings.pictures).stacked())
     details: dict[str, Any] = {"auroc": {}}
     if settings.seeds:
         mono, poly = mono.cached(), poly.cached()

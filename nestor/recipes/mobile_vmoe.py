@@ -116,7 +116,7 @@ def _runs(settings: Settings) -> dict[str, Any]:
 @torch.no_grad()
 def _guessed(model: Composed, pictures: Pictures, together: tuple[int, ...]) -> float:
     """How many pictures go to the expert of their class."""
-    images = torch.stack([pictures[i][0] for i in range(min(500, len(pictures)))])
+    images = pictures.stacked(500)
     wanted = torch.tensor(together)[torch.tensor(pictures.labels[: len(images)])]
     return float((shares(model(images).routings[0])[:, 0].argmax(-1) == wanted).double().mean())
 

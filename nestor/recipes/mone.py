@@ -17,8 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nestor.data import Augment, load_splits
 from nestor.measure.frontier import milliseconds
 from nestor.measure.likeness import likeness
@@ -40,6 +38,8 @@ from nestor.training.schedule import Fixed, Sampled
 from nestor.training.settings import Fit
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nestor.data import Pictures
     from nestor.models.video import Network
     from nestor.models.vit import ViT
@@ -134,9 +134,8 @@ def _parts(settings: Settings) -> tuple[Pictures, Pictures]:
     return train.cached(), test.cached()
 
 
-def _calibration(train: Pictures, settings: Settings) -> torch.Tensor:
-    few = train.limit(settings.calibration)
-    return torch.stack([few[i][0] for i in range(len(few))])
+def _calibration(train: Pictures, settings: Settings) -> Tensor:
+    return train.limit(settings.calibration).stacked()
 
 
 def _exact(settings: Settings) -> list[Claim]:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nestor.data import load_splits
 from nestor.measure.frontier import milliseconds
 from nestor.measure.likeness import likeness
@@ -27,6 +25,8 @@ from nestor.surgery.nest import nest, published, shape
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from nestor.data import Pictures
     from nestor.measure.likeness import Likeness
@@ -114,9 +114,8 @@ def _parts(size: int) -> tuple[Pictures, Pictures]:
     return load_splits("elpv", size=size)
 
 
-def _images(settings: Settings, size: int) -> torch.Tensor:
-    few = _parts(size)[0].limit(settings.calibration)
-    return torch.stack([few[i][0] for i in range(len(few))])
+def _images(settings: Settings, size: int) -> Tensor:
+    return _parts(size)[0].limit(settings.calibration).stacked()
 
 
 def _networks(settings: Settings, size: int) -> dict[str, Network]:

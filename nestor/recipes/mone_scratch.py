@@ -201,8 +201,7 @@ def _pictures(settings: Settings) -> tuple[Pictures, Pictures]:
 
 
 def _images(train: Pictures, settings: Settings) -> torch.Tensor:
-    few = train.limit(settings.calibration)
-    return torch.stack([few[i][0] for i in range(len(few))])
+    return train.limit(settings.calibration).stacked()
 
 
 def _dense(settings: Settings, seed: int, **more: Any) -> ViT:

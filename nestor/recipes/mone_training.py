@@ -188,8 +188,7 @@ def _parts(settings: Settings) -> tuple[Pictures, Pictures]:
 
 
 def _calibration(train: Pictures, settings: Settings) -> torch.Tensor:
-    few = train.limit(settings.calibration)
-    return torch.stack([few[i][0] for i in range(len(few))])
+    return train.limit(settings.calibration).stacked()
 
 
 def _sizes(dense: ViT) -> tuple[int, int, int]:

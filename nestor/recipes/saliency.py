@@ -138,8 +138,7 @@ def _full() -> Mapped:
 
 
 def _networks(full: Mapped, train: Pictures, settings: Settings) -> dict[str, Mapped]:
-    dense, few = full.inside, train.limit(settings.calibration)
-    images = torch.stack([few[i][0] for i in range(len(few))])
+    dense, images = full.inside, train.limit(settings.calibration).stacked()
     own = dense.settings.nest
     widths = shape(own.widths[0], own.hidden[0], own.heads[0], (0.25, 0.5, 0.75, 1.0))
     backbones = {
@@ -207,7 +206,7 @@ def _some(pictures: Pictures, count: int) -> Pictures:
 
 
 def _sheet(network: Mapped, full: Mapped, pictures: Pictures, budgets: tuple[float, ...]) -> Figure:
-    images = torch.stack([pictures[i][0] for i in range(len(pictures))])
+    images = pictures.stacked()
     with torch.no_grad():
         maps = [full.map(images), *(network.map(images, budget=budget) for budget in budgets[1:])]
     rows = [(pictures.pixels(i), *(each[i] for each in maps)) for i in range(len(pictures))]

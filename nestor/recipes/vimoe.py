@@ -100,7 +100,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
 
 def _runs(settings: Settings, learn: Pictures, test: Pictures) -> dict[str, Any]:
     how = Fit(epochs=settings.epochs, rate=settings.rate, batch=32, head_rate=30.0)
-    images = torch.stack([test[i][0] for i in range(min(500, len(test)))])
+    images = test.stacked(500)
     labels = torch.tensor(test.labels[: len(images)])
     found: dict[str, Any] = {"accuracy": {"shared": [], "alone": []}, "information": [], "removed": []}
     for seed in settings.seeds:

@@ -97,7 +97,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
             "WideNet": Rival(build=partial(build, settings), balance=losses),
         }
         found: dict[str, Any] = {"accuracy": {name: [] for name in rivals}, "divergence": {}}
-        images = torch.stack([held_out[i][0] for i in range(200)])
+        images = held_out.stacked(200)
         for seed in settings.seeds:
             for name, rival in rivals.items():
                 model = train(rival, pictures, how, seed)

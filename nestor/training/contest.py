@@ -126,7 +126,7 @@ def seen(model: Composed, pictures: Pictures) -> tuple[Output, int, int]:
     count = min(_FEW, len(pictures))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        output = model(torch.stack([pictures[i][0] for i in range(count)]))
+        output = model(pictures.stacked(count))
     network: Any = model
     return output, count, patches_of(network, pictures)
 
