@@ -15,7 +15,7 @@ from nestor.measure.repeats import draw_repeats
 from nestor.models.pretrained import read
 from nestor.recipes.base import Claim
 from nestor.recipes.catalogue import state, system, systems
-from nestor.recipes.evidence import draw, find, names, prove, sources
+from nestor.recipes.evidence import draw, due, find, names, prove, sources
 from nestor.routing.score import ExpectedLoss
 from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest
@@ -182,6 +182,17 @@ def test_a_system_works_when_all_claims_of_all_its_evidence_hold(tmp_path: Path)
         (tmp_path / "mone.json").write_text(broken)
         with pytest.raises(ValueError, match=r"mone\.json is no evidence .* Run `nestor prove mone` again"):
             state(mone, tmp_path)
+
+
+def test_what_is_due_is_what_is_missing_or_of_earlier_sources(tmp_path: Path):
+    assert due(tmp_path) == names()
+    for name, made_with in (("mone", sources("mone")), ("emoe", "old")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"sources": made_with}))
+    assert due(tmp_path) == tuple(name for name in names() if name != "mone")
+    for name in names():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"sources": sources(name)}))
+    result = CliRunner().invoke(app, ["prove", "--evidence", str(tmp_path)])
+    assert (result.exit_code, result.output.strip()) == (0, "All evidence is of the sources as they are.")
 
 
 def test_unknown_recipes_are_refused_with_those_there_are():

@@ -49,22 +49,36 @@ def recipes(
 
 
 def prove(
-    name: Annotated[str, typer.Argument(help="A recipe, see `nestor recipes`.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe, see `nestor recipes`; by default all whose evidence is missing or of earlier sources.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small settings; the evidence goes below --runs.")] = False,
     evidence: Evidence = Path("evidence"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder of checkpoints.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe's proof and write its evidence; interrupted, it goes on where it was."""
+    """Run a recipe's proof and write its evidence; interrupted, it goes on where it was.
+
+    Example: nestor prove mone_pretrained
+    """
+    from nestor.recipes.evidence import due
     from nestor.recipes.evidence import prove as run
 
-    target = run(name, quick=quick, evidence=evidence, runs=runs)
-    record = json.loads(target.read_text())
+    records = []
+    for each in due(evidence) if name is None else (name,):
+        target = run(each, quick=quick, evidence=evidence, runs=runs)
+        records.append({"evidence": str(target), **json.loads(target.read_text())})
+        if not as_json:
+            results().print(_claims(records[-1]))
+            results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
     if as_json:
-        give({"evidence": str(target), **record})
-        return
-    results().print(_claims(record))
-    results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
+        give(records if name is None else records[0])
+    elif not records:
+        results().print("All evidence is of the sources as they are.")
 
 
 def _explain(known: System, evidence: Path) -> None:

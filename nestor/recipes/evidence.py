@@ -82,6 +82,16 @@ def prove(name: str, *, quick: bool = False, evidence: Path = Path("evidence"), 
     return target
 
 
+def due(evidence: Path) -> tuple[str, ...]:
+    """The recipes without evidence in this folder, and those whose evidence is of earlier sources."""
+
+    def current(name: str) -> bool:
+        file = evidence / f"{name}.json"
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["sources"] == sources(name)
+
+    return tuple(name for name in names() if not current(name))
+
+
 def draw(evidence: Path) -> Path | None:
     """Draw the curves of an evidence file beside it, as PNG; None for a recipe without curves.
 
