@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.settings import WORKS
-from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below
+from nestor.measure.draw import COLOURS, GREY, legend_below, look
 from nestor.measure.table import SHORT
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def _panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], *, named: bool
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
             label=name if named else None,
+            **look(number),
         )
     axes.set_xlabel("multiply-accumulates, % of dense")
     axes.set_ylabel("time, % of the best dense")

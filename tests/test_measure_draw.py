@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_vit import DENSE, NARROWED, SKIPPING, tiny
 
 from nestor.measure.clock import Timing
-from nestor.measure.draw import COLOURS, choices, curve, draw_latency, panel, routing, routings
+from nestor.measure.draw import COLOURS, choices, curve, draw_latency, look, panel, routing, routings
 from nestor.measure.draw import palette as colours
 from nestor.measure.record import Latency, Network, Point, Profile, Quality
 
@@ -73,7 +73,10 @@ def test_latencies_that_were_not_taken_are_refused():
 
 
 def test_lines_differ_in_colour_and_widths_rise_in_brightness():
-    assert len({to_rgb(colour) for colour in COLOURS}) == 6
+    assert len({to_rgb(colour) for colour in COLOURS}) == 7
+    looks = [look(number) for number in range(14)]
+    for marks in (("color", "linestyle"), ("marker", "linestyle")):
+        assert len({tuple(each[mark] for mark in marks) for each in looks}) == 14
     for experts in (1, 2, 4, 7):
         light = [sum(colour) for colour in colours(experts)]
         assert len(light) == experts

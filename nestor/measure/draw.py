@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,6 +72,19 @@ def curve_timing(profile: Profile) -> tuple[int, str]:
     """The batch and precision that stand for all in curves and headlines: the largest batch, the first precision."""
     timed = profile.settings_timed
     return max((batch for batch, _ in timed), default=0), next((precision for _, precision in timed), "")
+
+
+def look(number: int) -> dict[str, Any]:
+    """How the line of this number is drawn: the first stands out, and colours come round again dashed."""
+    first, again = number == 0, number // len(COLOURS)
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[(number + again) % len(MARKERS)],
+        "linestyle": ("-", "--")[again % 2],
+        "linewidth": 2.4 if first else 1.5,
+        "markersize": 6 if first else 5,
+        "zorder": 4 if first else 3,
+    }
 
 
 def panel() -> tuple[Figure, Axes]:
@@ -230,12 +243,8 @@ def _lines(axes: Axes, profile: Profile, place) -> None:
         axes.plot(
             [place(point) for point in points],
             [point.quality.shown[measure] for point in points],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linewidth=2.4 if number == 0 else 1.5,
-            markersize=6 if number == 0 else 5,
             label=network.name,
-            zorder=3 if number == 0 else 2,
+            **look(number),
         )
     axes.set_ylabel(measure)
     axes.set_xlim(left=0)

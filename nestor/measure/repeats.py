@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from nestor.measure.draw import COLOURS, GREY, MARKERS, legend_below, panels
+from nestor.measure.draw import GREY, legend_below, look, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,21 +55,11 @@ def _draw(axes: Axes, found: Repeats) -> None:
         axes.axhline(mean(values), color=GREY, linestyle=style, linewidth=1.2, label=name, zorder=1)
         axes.axhspan(min(values), max(values), color=GREY, alpha=0.08, linewidth=0, zorder=0)
     for number, (name, points) in enumerate(found.lines.items()):
-        colour, first = COLOURS[number % len(COLOURS)], number == 0
-        places = sorted(points)
+        drawn, places = look(number), sorted(points)
         means = [mean(points[place]) for place in places]
-        axes.plot(
-            places,
-            means,
-            color=colour,
-            marker=MARKERS[number % len(MARKERS)],
-            linewidth=2.4 if first else 1.5,
-            markersize=6 if first else 5,
-            label=name,
-            zorder=4 if first else 3,
-        )
+        axes.plot(places, means, label=name, **drawn)
         low, high = ([pick(points[place]) for place in places] for pick in (min, max))
-        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2)
+        axes.fill_between(places, low, high, color=drawn["color"], alpha=0.12, linewidth=0, zorder=2)
     if found.least is not None and axes.get_ylim()[0] < found.least:
         axes.set_ylim(bottom=found.least)
         place = {"x": 0.99, "y": 0.02, "transform": axes.transAxes}
