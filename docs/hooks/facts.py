@@ -53,17 +53,32 @@ def dial_note() -> str:
     )
 
 
-def proof(name: str = "mone") -> str:
-    """The curve of a proof, and what it says of itself."""
+def proof(name: str = "mone", up: str = "") -> str:
+    """The curve of a proof, and what it says of itself; `up` leads from the page to the first one's folder."""
     found = record(name)
     if found is None:
         return f"`nestor prove {name}` has not run yet."
     title = find(name).TITLE.partition(":")[0]
     return (
-        f"![Quality over budgets, {title} beside its rivals](systems/{name}.png){{ .chart }}\n\n"
+        f"![Quality over budgets, {title} beside its rivals]({up}systems/{name}.png){{ .chart }}\n\n"
         f"{held((found,))} claims of this proof hold. It was made on {found['date']} with {currency(found)}: "
-        f"[all claims](systems/{name}.md)."
+        f"[all claims]({up}systems/{name}.md)."
     )
+
+
+def untrained() -> str:
+    """What a pretrained network keeps before any training."""
+    return proof("mone_pretrained", "../")
+
+
+def training() -> str:
+    """What leaving out each part of the training costs."""
+    return proof("mone_training", "../")
+
+
+def scratch() -> str:
+    """Training from nothing, beside rivals."""
+    return proof("mone_scratch", "../")
 
 
 def speed() -> str:
@@ -124,5 +139,6 @@ def systems() -> str:
 
 
 FACTS: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (dial, dial_note, proof, speed, capacity, least, energy, weights, systems)
+    each.__name__: each
+    for each in (dial, dial_note, proof, untrained, training, scratch, speed, capacity, least, energy, weights, systems)
 }
