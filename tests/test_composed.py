@@ -109,7 +109,7 @@ def test_decisions_are_returned_and_may_be_repeated_by_later_layers():
         Again()(torch.randn(1, 2, D), Signal())
     # Embedding, head, three times attention and a network, and one mean token through the router.
     each = 16 * (4 * D * D + 2 * 6 * D) + 2 * 16 * 16 * D
-    assert model.macs(output, 16) == 16 * 48 * D + 2 * D + 3 * each + 4 * D
+    assert model.macs(output, 3, 16) == 16 * 48 * D + 2 * D + 3 * each + 4 * D
 
 
 def test_a_shared_block_is_counted_once():

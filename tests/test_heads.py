@@ -12,7 +12,6 @@ from nestor.layers.heads import ChosenHeads, SeparateHeads, taken
 from nestor.layers.routed import RoutedBlock
 from nestor.layers.together import dense
 from nestor.models.composed import stack, tiny
-from nestor.models.composed_run import macs
 from nestor.ops.lists import gather, listed, scatter
 from nestor.routing.adjust import Softmax
 from nestor.routing.always import Always, Lengths, everyone
@@ -210,10 +209,10 @@ def test_attention_and_layers_are_exchanged_in_a_copy():
     assert all(isinstance(block, RoutedBlock) for block in routed.chain)
     assert all(isinstance(block, Block) for block in model.chain)
     torch.testing.assert_close(routed(images).tokens, model(images).tokens)
-    assert macs(routed, routed(images), 2, 49) == macs(model, model(images), 2, 49) == model.macs(model(images), 49)
+    assert routed.macs(routed(images), 2, 49) == model.macs(model(images), 2, 49)
     same = with_attention(model, lambda part: part)
     torch.testing.assert_close(same(images).tokens, model(images).tokens)
     wider = with_layers(model, lambda layer: Dense(FeedForward(D, 16, 1)))
-    assert macs(wider, wider(images), 2, 49) - macs(model, model(images), 2, 49) == 2 * 49 * 2 * 8 * D
+    assert wider.macs(wider(images), 2, 49) - model.macs(model(images), 2, 49) == 2 * 49 * 2 * 8 * D
     with pytest.raises(ValueError, match="only attention that decides nothing can be exchanged; got ChosenHeads"):
         with_attention(routed, lambda part: part)

@@ -17,7 +17,6 @@ from nestor.layers.mixture import Mixture
 from nestor.layers.together import Blended, Together, dense, spent
 from nestor.measure.points import apart, over_cost
 from nestor.models.composed import Composed, ComposedSettings, stack
-from nestor.models.composed_run import macs, told
 from nestor.routing import losses
 from nestor.routing.adjust import Softmax
 from nestor.routing.choose import top_k
@@ -150,12 +149,11 @@ def test_a_network_told_to_skip_nothing_is_the_dense_one():
     plain.load_state_dict({n: p for n, p in model.state_dict().items() if n in plain.state_dict()}, strict=False)
     for ours, theirs in zip(plain.chain, model.chain, strict=True):
         ours.layer = Dense(theirs.layer.parts[0].experts.parts[0])  # pyright: ignore
-    whole = told(model, images, Signal(counts=(17, 0)))
+    whole = model.told(images, Signal(counts=(17, 0)))
     assert apart(whole.tokens, plain(images).tokens) < 1e-5
-    torch.testing.assert_close(told(model, images, Signal()).tokens, model(images).tokens)
+    torch.testing.assert_close(model.told(images, Signal()).tokens, model(images).tokens)
     assert kept_share(whole).item() == 1
-    assert macs(plain, plain(images), 3, 16) == plain.macs(plain(images), 16)
-    assert macs(model, whole, 3, 16) == plain.macs(plain(images), 16) + 2 * 17 * (2 * D + 6 * D)
+    assert model.macs(whole, 3, 16) == plain.macs(plain(images), 3, 16) + 2 * 17 * (2 * D + 6 * D)
     with pytest.raises(ValueError, match="needs decisions between two experts"):
         kept_share(plain(images))
 

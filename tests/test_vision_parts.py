@@ -186,7 +186,7 @@ def test_rounded_copies_share_no_weight_and_primitives_start_as_the_network():
 
 def test_operations_are_those_of_each_kind_and_energy_is_their_sum():
     plain, images = tiny(D, stack(D, 2, [Dense(FeedForward(D, 6, 1))])), torch.randn(3, 3, 28, 28)
-    macs = plain.macs(plain(images), 49)
+    macs = plain.macs(plain(images), 3, 49)
     assert operations(plain, plain(images), 3, 49) == {"multiply": macs, "add": macs, "integer add": 0}
     assert energy({"multiply": 2, "shift": 3}) == 2 * PICOJOULES["multiply"] + 3 * PICOJOULES["shift"]
     coded = with_attention(plain, partial(AngularAttention.of, code=binary))

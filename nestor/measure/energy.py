@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from nestor.types import Output
 
 PICOJOULES = {"multiply": 3.7, "add": 0.9, "integer add": 0.1, "shift": 0.13}
-"""Single-precision multiplication and addition, and 32-bit integer addition and shift."""
+"""Single-precision multiplication and addition and 32-bit integer addition (Horowitz, ISSCC 2014), 32-bit shift
+(ShiftAddNet, arXiv 2010.12785)."""
 
 
 def operations(model: Composed, output: Output, items: int, patches: int) -> dict[str, float]:

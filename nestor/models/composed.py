@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nestor.layers.block import Block, Dense, SelfAttention
 from nestor.layers.embed import PatchEmbed
 from nestor.layers.mixture import Mixture
+from nestor.layers.routed import RoutedBlock
+from nestor.layers.together import spent
 from nestor.types import Output, Signal
 
 if TYPE_CHECKING:
@@ -75,8 +77,15 @@ class Composed(nn.Module):
 
     def forward(self, images: Tensor, budget: float | None = None) -> Output:
         """(B, 3, H, W) -> logits, tokens and the decisions of all layers; there is one budget, the whole."""
+        return self.told(images, Signal())
+
+    def told(self, images: Tensor, signal: Signal) -> Output:
+        """(B, 3, H, W) -> the same when all routers are told this from the start, beside the grid.
+
+        With `Signal(counts=(T, 0))` a network that may skip tokens skips none.
+        """
         tokens, routings = self.embed(images), ()
-        signal = Signal(grid=self.cells(images.shape))
+        signal = replace(signal, grid=self.cells(images.shape))
         for block in self.chain:
             tokens, found = block(tokens, signal)
             routings += found
@@ -110,25 +119,21 @@ class Composed(nn.Module):
         found = (block.layer for block in self.chain)
         return tuple(dict.fromkeys(layer for layer in found if isinstance(layer, Mixture)))
 
-    def macs(self, output: Output, patches: int) -> float:
+    def macs(self, output: Output, items: int, patches: int) -> float:
         """Multiply-accumulates of one item, the mean of those that gave this output.
 
         Args:
-            output: of this network.
+            output: of this network, which decided in feed-forward parts, in attention or in both.
+            items: B.
             patches: of each item.
         """
-        T, total = patches + self.settings.prefix, float(self.embed.macs(patches) + self.head.weight.numel())
-        left = iter(output.routings)
-        for block in self.chain:
-            total += block.attention.macs(T)
-            layer = block.layer
-            if isinstance(layer, Dense):
-                total += layer.macs(T)
-                continue
-            routing = next(left)
-            B = len(routing.scores)
-            total += layer.macs(routing, (B, T, self.settings.width)) / max(1, B)
-        return total
+        T, total, left = patches + self.settings.prefix, 0, iter(output.routings)
+        shape, blocks = (items, T, self.settings.width), cast("Sequence[Any]", self.blocks)
+        for block in blocks:
+            routed = isinstance(block, RoutedBlock)
+            total += block.attention.macs(next(left), shape) if routed else items * block.attention.macs(T)
+            total += spent(block.layer, left, shape)
+        return self.embed.macs(patches) + self.head.weight.numel() + total / max(1, items)
 
     @property
     def chain(self) -> Sequence[Block]:

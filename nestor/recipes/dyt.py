@@ -24,7 +24,6 @@ from nestor.layers.mixture import Mixture
 from nestor.layers.together import Blended, Together
 from nestor.measure.points import apart, over_cost
 from nestor.models.composed_plain import composed
-from nestor.models.composed_run import macs, told
 from nestor.models.pretrained import read
 from nestor.recipes.base import Claim, Proof
 from nestor.routing.adjust import Softmax
@@ -112,7 +111,7 @@ def _exact(settings: Settings) -> list[Claim]:
     images, classes = torch.randn(4, 3, settings.size, settings.size), ("a", "b")
     plain, model = (build(settings, classes, kind).eval() for kind in ("linear probe", "DyT"))
     tokens = (settings.size // 14) ** 2 + 1
-    expected, whole = plain(images).tokens, told(model, images, Signal(counts=(tokens, 0))).tokens
+    expected, whole = plain(images).tokens, model.told(images, Signal(counts=(tokens, 0))).tokens
     for block in model.chain:
         torch.nn.init.normal_(cast("Any", block.layer).parts[0].router.get_parameter("free.score.weight"))
     some, stream = model(images), torch.randn(4, tokens, 384)
@@ -120,11 +119,11 @@ def _exact(settings: Settings) -> list[Claim]:
     masked = Dense(skipping.experts.parts[0])(stream)[0] * (routing.index == 0)
     D, H, L = 384, settings.hidden, len(model.chain)
     skipped = sum(int(routing.counts[1]) for routing in some.routings) / len(images)
-    more = L * tokens * (2 * D + 2 * H * D) - skipped * 8 * D * D + macs(plain, plain(images), 4, tokens - 1)
+    more = L * tokens * (2 * D + 2 * H * D) - skipped * 8 * D * D + plain.macs(plain(images), 4, tokens - 1)
     rows = {
         "relative error at the start, nothing skipped": (apart(whole, expected), "<=", 2e-5),
         "relative error of leaving tokens out against multiplying by zero": (apart(answer, masked), "<=", 1e-5),
-        "multiply-accumulates by formula": (macs(model, some, 4, tokens - 1), "==", more),
+        "multiply-accumulates by formula": (model.macs(some, 4, tokens - 1), "==", more),
     }
     return [Claim(text=t, left=a, relation=sign, right=b, exact=True) for t, (a, sign, b) in rows.items()]
 

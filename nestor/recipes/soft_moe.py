@@ -119,7 +119,7 @@ def _exact(settings: Settings) -> list[Claim]:
     layer.router.get_parameter("score.phi").zero_()
     even = layer.router(tokens, Signal()).dispatch(tokens).unflatten(0, (settings.experts[0], 2, -1))
     images = torch.randn(2, 3, 28, 28)
-    spent = [net.macs(net(images), 49) for net in (build(settings), build(settings, partial(dense, settings)))]
+    spent = [net.macs(net(images), 2, 49) for net in (build(settings), build(settings, partial(dense, settings)))]
 
     errors = {
         "what a slot takes adds up to one": routing.give.sum(-1) - 1,

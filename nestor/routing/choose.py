@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nestor.ops.noise import gumbel
 from nestor.routing.adjust import by_group
 from nestor.routing.capacity import per_expert
 from nestor.types import NOBODY, Soft, Sparse
@@ -110,8 +111,7 @@ def sampled(scores: Tensor, preference: Tensor | None = None, *, k: int) -> Spar
         ValueError: when k does not lie in [1, E].
     """
     odds = _wish(scores, preference)
-    gumbel = -torch.empty_like(odds).exponential_().clamp_min(torch.finfo(odds.dtype).tiny).log()
-    return top_k(scores, odds.clamp_min(0).log() + gumbel, k=k)
+    return top_k(scores, odds.clamp_min(0).log() + gumbel(odds), k=k)
 
 
 def expert_choice(

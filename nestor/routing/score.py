@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
+from nestor.ops.noise import gumbel
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -175,11 +177,8 @@ class Perturbed(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        noise = torch.zeros(*tokens.shape[:2], self.experts, device=tokens.device)
-        if not self.training:
-            return noise
-        drawn = torch.empty_like(noise).exponential_().clamp_min(torch.finfo(torch.float32).tiny)
-        return -self.scale * drawn.log()
+        nothing = torch.zeros(*tokens.shape[:2], self.experts, device=tokens.device)
+        return self.scale * gumbel(nothing) if self.training else nothing
 
     def macs(self, tokens: int) -> int:
         """None."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nestor.ops.noise import gumbel
 from nestor.routing.adjust import Adjustment, Proposal, Softmax
 from nestor.routing.choose import expert_preferred, top_k
 from nestor.routing.refine import hard
@@ -40,8 +41,7 @@ class Gumbel(Adjustment):
         """Return the changed proposal."""
         if not self.training:
             return proposal
-        drawn = torch.empty_like(proposal.scores).exponential_().clamp_min(torch.finfo(torch.float32).tiny)
-        noisy = (proposal.scores - drawn.log()) / self.temperature
+        noisy = (proposal.scores + gumbel(proposal.scores)) / self.temperature
         return Proposal(scores=noisy, preference=noisy, noisy=noisy)
 
 

@@ -87,7 +87,7 @@ def nest(
 
     Raises:
         ValueError: when the model is nested already, the shape does not end with the model's own sizes, or the basis
-            is none.
+            is not orthogonal.
     """
     s = model.settings
     if s.nest.experts != 1:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestor.layers.together import dense
-from nestor.models.composed_run import told
 from nestor.training.checks import check
 from nestor.training.losses import PARTS, divergence
 from nestor.training.run import Run
@@ -80,7 +79,7 @@ class Skipping:
         some = model(images)
         rows, columns = model.cells(images.shape)
         all_of_them = Signal(counts=(rows * columns + model.settings.prefix, 0))
-        whole = _logits(told(model, images, all_of_them))
+        whole = _logits(model.told(images, all_of_them))
         kept = kept_share(some)
         return {
             "labels": F.cross_entropy(_logits(some), labels) + F.cross_entropy(whole, labels),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nestor.data import load, load_splits
-from nestor.models.composed_run import macs
+from nestor.models.composed import Composed
 from nestor.training.aims import Aim, Priced, pursue
 from nestor.training.checks import patches_of
 from nestor.training.compare import means, right
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any, SupportsFloat
 
     from nestor.data import Pictures
-    from nestor.models.composed import Composed
     from nestor.training.settings import Fit
     from nestor.types import Output
 
@@ -63,7 +62,8 @@ def contest(
     for seed, (name, entry) in product(seeds, entries.items()):
         torch.manual_seed(seed)
         model = pursue(entry.build(), learn, replace(how, rate=entry.rate * how.rate), entry.aim, seed)
-        note(found, name, model, test, {"macs": macs} | {what: _of_output(read) for what, read in entry.read.items()})
+        reads = {what: _of_output(read) for what, read in entry.read.items()}
+        note(found, name, model, test, {"macs": Composed.macs} | reads)
     return found | {"cost": shares(found["macs"])}
 
 
