@@ -208,6 +208,7 @@ def test_a_router_keeps_what_it_learnt_where_its_scores_come_first():
     assert torch.equal(more(images, 0.6).logits, model(images, 0.6).logits)
     draws = [more.train()(images, 0.6).routings[0].index for _ in range(8)]
     assert any(not torch.equal(draws[0], each) for each in draws)
+    assert {p.dtype for p in routed_by(tiny(NARROWED).bfloat16(), ("linear",)).parameters()} == {torch.bfloat16}
     fresh = routed_by(model, ("linear",))
     assert not any(tensor.any() for name, tensor in fresh.state_dict().items() if name.startswith("router."))
 

@@ -80,10 +80,10 @@ def routed_by(model: ViT, scores: tuple[str, ...]) -> ViT:
             anew otherwise.
     """
     old = model.settings.scores
-    own = "" if scores[: len(old)] == old else "router."
+    keeps = scores[: len(old)] == old
     with torch.random.fork_rng(devices=[]):
         copy = ViT(replace(model.settings, scores=scores if model.settings.nest.experts > 1 else ()))
-    kept = {name: t for name, t in model.state_dict().items() if not own or not name.startswith(own)}
-    copy.load_state_dict(copy.state_dict() | kept)
+    kept = {name: t for name, t in model.state_dict().items() if keeps or not name.startswith("router.")}
+    copy.to(next(model.parameters())).load_state_dict(copy.state_dict() | kept)
     copy.checkpointing, copy.budget = model.checkpointing, model.budget
     return copy.train(model.training)
