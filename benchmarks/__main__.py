@@ -77,7 +77,10 @@ def choose(
         ValueError: when something is not known or not possible.
     """
     cells = usual.cells
-    if subjects or batches or precisions:
+    if precisions and not subjects and not batches:
+        wanted = parse.precisions(precisions)
+        cells = tuple(cell for cell in cells if cell.precision in wanted)
+    elif subjects or batches:
         names = subjects.split(",") if subjects else list(dict.fromkeys(cell.subject for cell in cells))
         counts = parse.batches(batches) if batches else BATCHES
         cells = grid(names, counts, parse.precisions(precisions) if precisions else PRECISIONS)

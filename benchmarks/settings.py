@@ -124,6 +124,10 @@ def grid(
     return tuple(cells)
 
 
+# A step of training, which sparsity is to make cheaper too.
+STEPS = tuple(Cell(subject="ViT-S/16", precision=precision, batch=16, work="step") for precision in PRECISIONS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one run of the benchmarks measures.
@@ -145,7 +149,7 @@ class Settings:
         ValueError: when there is nothing to measure, or one of these cannot be.
     """
 
-    cells: tuple[Cell, ...] = grid(["ViT-S/16", "mixture-384", "DINOv2-S/14"])
+    cells: tuple[Cell, ...] = (*grid(["ViT-S/16"]), *STEPS, *grid(["mixture-384", "DINOv2-S/14"]))
     budgets: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3)
     elastic: tuple[str, ...] = ("nested", "merged")
     compiled: tuple[str, ...] = ("ours", "nested")
@@ -167,11 +171,10 @@ class Settings:
 
     @classmethod
     def whole(cls) -> Settings:
-        """Every subject, shape and compiled network, and a step of training: for hours without anybody at work."""
+        """Every subject, shape and compiled network, and steps of training: for hours without anybody at work."""
         subjects = [name for name in SUBJECTS if not name.endswith("nano")]
-        training = Cell(subject="ViT-S/16", precision="bfloat16", batch=16, work="step")
         return cls(
-            cells=(*grid(subjects), training),
+            cells=(*grid(subjects), *STEPS),
             elastic=("nested", "unmerged", "published", "merged"),
             compiled=("ours", "timm", "transformers", "nested"),
         )

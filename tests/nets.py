@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestor.layers.nested import ACTIVATIONS, Nest
+from nestor.layers.nested import Nest
 from nestor.models.vit import ViT, ViTSettings
+from nestor.ops.linear import ACTIVATIONS
 
 NESTS = {
     "dense": Nest(widths=(24,), hidden=(40,), heads=(3,)),

@@ -42,3 +42,18 @@ def test_values_that_are_strided_views_give_what_copies_give():
     views = [part.unflatten(-1, (3, 8)).transpose(1, 2) for part in joined.split(24, -1)]
     copies = [part.detach().contiguous().requires_grad_() for part in views]
     torch.testing.assert_close(attend(*views), attend(*copies))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [16, 17, 31, 32, 146])
+@pytest.mark.parametrize("merged", [False, True])
+def test_any_number_of_keys_gives_the_exact_answer(dtype, m, merged):
+    given = parts(5, m, dtype)
+    size = torch.randint(1, 4, (2, m, 1), generator=torch.Generator().manual_seed(1)) if merged else None
+    bias = None if size is None else size.double().log().transpose(1, 2).unsqueeze(1)
+    query, key, value = (part.double() for part in given)
+    wanted = scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    with torch.no_grad():
+        found = attend(given[0], given[1], given[2], None if size is None else size.float())
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-6)

@@ -12,27 +12,14 @@ from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise
+from nestor.ops.linear import activated, added, linear, rows_per_unit
 from nestor.ops.thin import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    # Gate and value rows alternate, so that the first h units are the first 2h rows.
-    "swiglu": lambda x: F.silu(x[..., 0::2]) * x[..., 1::2],
-}
-
-
-def rows_per_unit(activation: str) -> int:
-    """How many rows of the inward weight make one hidden unit."""
-    return 2 if activation == "swiglu" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +132,13 @@ class Attention(nn.Module):
         """Keys, values and as many queries as the expert has heads for, (B, n, 2D + ...)."""
         weight = self.inward_of(band.expert)
         u = normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
-        return F.linear(u, weight, self.inward_bias[band.expert, : len(weight)])
+        return linear(u, weight, self.inward_bias[band.expert, : len(weight)])
 
     def _tell(self, band: Band, answer: Tensor) -> Band:
         d = self.nest.widths[band.expert]
         # Contiguous, because a strided batch would be multiplied without the fused bias.
-        write = F.linear(answer.contiguous(), self.outward[:d, : answer.shape[-1]], self.outward_bias[band.expert, :d])
-        return replace(band, rows=band.rows + write)
+        weight, bias = self.outward[:d, : answer.shape[-1]], self.outward_bias[band.expert, :d]
+        return replace(band, rows=added(answer.contiguous(), weight, bias, band.rows))
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates of one item with sizes[j] tokens of expert j; keys of skipped tokens do not exist."""
@@ -197,12 +184,12 @@ class FeedForward(nn.Module):
         j = band.expert
         d, h = self.nest.widths[j], self.nest.hidden[j]
         u = normalise(band.rows, band.tail, self.nest.widths[-1], self.eps)
-        act = ACTIVATIONS[self.activation](
-            F.linear(u, self.inward[: self.fan * h, :d], self.inward_bias[j, : self.fan * h])
-        )
-        write = F.linear(act, self.outward_of(j), self.outward_bias[j, :d])
+        inward, bias = self.inward[: self.fan * h, :d], self.inward_bias[j, : self.fan * h]
+        act = activated(u, inward, bias, self.activation)
+        outward, bias = self.outward_of(j), self.outward_bias[j, :d]
         if band.gate is None or self.alpha is None:
-            return replace(band, rows=band.rows + write)
+            return replace(band, rows=added(act, outward, bias, band.rows))
+        write = linear(act, outward, bias)
         # The gradient passes the clamp, so that an alpha pushed below zero can come back.
         alpha = self.alpha + (self.alpha.clamp(0, 1) - self.alpha).detach()
         gate = 1 + alpha * band.gate

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestor.layers.nested import ACTIVATIONS, Nest, rows_per_unit
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise, unsort
+from nestor.ops.linear import ACTIVATIONS, rows_per_unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from nestor.layers.nested import Nest
 
 HEADS = ("class", "mean", "mean_then_norm", "class_mean", "class_distill", "attention")
 

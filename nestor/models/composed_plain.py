@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nestor.experts.feedforward import SWIGLU, Activation, FeedForward
 from nestor.layers.block import Block, Dense, SelfAttention
-from nestor.layers.nested import ACTIVATIONS
 from nestor.models.composed import Composed, ComposedSettings
+from nestor.ops.linear import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

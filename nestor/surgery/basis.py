@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestor.layers.nested import ACTIVATIONS, Attention
+from nestor.layers.nested import Attention
 from nestor.ops.attention import attend
 from nestor.ops.bands import Band, normalise, sort
+from nestor.ops.linear import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
