@@ -11,7 +11,7 @@ from tiny_vit import NARROWED, tiny
 from torch.nn import functional as F
 
 from nestor.models.vit import ViT
-from nestor.training import Chosen, Distil, Fit, Fixed, InTurn, Sampled, Sandwich, features, predict, probe
+from nestor.training import Chosen, Distil, Fit, Fixed, InTurn, Leaning, Sampled, Sandwich, features, predict, probe
 from nestor.training.checks import label_weight
 from nestor.training.losses import PARTS, Objective, divergence, misalignment, target
 from nestor.training.probe import logistic
@@ -38,9 +38,17 @@ def test_sampled_budgets_are_uniform_beside_the_full_network():
 @given(
     st.integers(0, 99),
     st.integers(0, 10**6),
-    st.sampled_from([Sampled(low=0.05, high=0.5), Chosen(), InTurn(budgets=(0.01, 0.6, 0.3)), Sandwich(between=1)]),
+    st.sampled_from(
+        [
+            Sampled(low=0.05, high=0.5),
+            Leaning(low=0.01),
+            Chosen(),
+            InTurn(budgets=(0.01, 0.6, 0.3)),
+            Sandwich(between=1),
+        ]
+    ),
 )
-def test_every_draw_can_be_run(seed: int, step: int, budgets: Sampled | Chosen | InTurn | Sandwich):
+def test_every_draw_can_be_run(seed: int, step: int, budgets: Sampled | Leaning | Chosen | InTurn | Sandwich):
     model = tiny(NARROWED)
     least = model.least_budget(16)
     for budget in (budgets.draw(seed, step, least), *budgets.shown(least)):
@@ -85,6 +93,8 @@ def test_a_sandwich_has_two_slices_and_what_lies_between():
     ("make", "message"),
     [
         (lambda: InTurn(budgets=(0.5, 1.5)), r"training budgets must lie in \(0, 1\]; got \(0.5, 1.5\)"),
+        (lambda: Leaning(power=0.5), "a power of at least 1; got 0.5"),
+        (lambda: Leaning(low=0.0), r"training budgets must lie in \(0, 1\]; got \(0.0,\)"),
         (lambda: Sandwich(between=-1), "between must be at least 0; got -1"),
         (lambda: Fixed(budget=0), r"training budgets must lie in \(0, 1\]; got \(0,\)"),
         (lambda: Chosen(budgets=()), r"training budgets must lie in \(0, 1\]; got none"),

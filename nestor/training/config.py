@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from nestor.data import Augment
 from nestor.store import decode
 from nestor.training.balance import Balance, Guide
-from nestor.training.schedule import Chosen, Fixed, Sampled
+from nestor.training.schedule import Chosen, Fixed, Leaning, Sampled
 from nestor.training.settings import Fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Types that Fit's annotations mention; of several, the first is meant where a file does not say.
-_KNOWN = {"Budgets": Sampled | Chosen | Fixed, "Augment": Augment, "Balance": Balance, "Guide": Guide}
+_KNOWN = {"Budgets": Sampled | Leaning | Chosen | Fixed, "Augment": Augment, "Balance": Balance, "Guide": Guide}
 
 
 def read_config(file: str | Path) -> dict[str, Any]:

@@ -86,6 +86,36 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leaning:
+    """Budgets from `low` to 1 that lean to the low end: low + (1 - low) u^power, with u uniform over [0, 1].
+
+    Where the compute of a training is given, low budgets buy more steps; where a network starts from nothing, steps are
+    what it lacks. What lies below the network's smallest budget is raised to it.
+
+    Raises:
+        ValueError: low is not in (0, 1], or power is below 1.
+    """
+
+    low: float = 0.25
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require_budgets((self.low,))
+        if self.power < 1:
+            raise ValueError(f"budgets lean down with a power of at least 1; got {self.power}. 3 does for most.")
+
+    def draw(self, seed: int, step: int, least: float) -> float:
+        """A number of two decimals, so that the plans of few budgets are made and kept."""
+        place = np.random.default_rng((seed, step)).random() ** self.power
+        return _feasible(round(self.low + (1 - self.low) * place, 2), least)
+
+    def shown(self, least: float) -> tuple[float, ...]:
+        """The full network, the middle and the low end."""
+        low = _feasible(self.low, least)
+        return _some((1.0, round((low + 1) / 2, 2), low), least)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chosen:
     """One of a few budgets each step, all equally likely; those of MoNE, section 4, unless others are given.
 

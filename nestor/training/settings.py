@@ -63,7 +63,7 @@ class Fit:
         clip: largest norm of the gradient.
         smoothing: of the labels.
         seed: of data order, budgets and random changes.
-        budgets: Sampled, Chosen, InTurn, Sandwich or Fixed.
+        budgets: Sampled, Leaning, Chosen, InTurn, Sandwich or Fixed.
         loss: weights of the parts of the loss.
         sandwich: run the full network and the drawn budget in each step, the first teaching the second where there is
             no teacher; None for nested networks without a teacher only.
