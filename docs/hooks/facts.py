@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.record import Report
 from docs.hooks import pictures
 from docs.hooks.systems import currency, held, record
+from nestor.measure.memory import peak_bytes
 from nestor.recipes.catalogue import systems as published
 from nestor.recipes.evidence import find
 
@@ -114,6 +118,20 @@ def capacity() -> str:
     return "\n".join(rows)
 
 
+def memory() -> str:
+    """What one picture takes beside the weights, at a few budgets."""
+    model, dense = pictures.elastic(), pictures.dense()
+    side = dense.settings.patch * math.isqrt(pictures.PATCHES)
+    image = torch.zeros(1, 3, side, side)
+    with torch.inference_mode():
+        whole = peak_bytes(lambda: dense(image))
+        rows = ["| network | MB | of dense |", "| --- | ---: | ---: |", f"| dense | {whole / 1e6:.2f} | 1 |"]
+        for budget in pictures.BUDGETS:
+            taken = peak_bytes(lambda b=budget: model(image, budget=b))
+            rows.append(f"| nested, {budget:g} | {taken / 1e6:.2f} | {taken / whole:.2f} |")
+    return "\n".join(rows)
+
+
 def least() -> str:
     """The smallest budget of the default shape."""
     return f"{pictures.elastic().least_budget(pictures.PATCHES):.2f}"
@@ -140,5 +158,19 @@ def systems() -> str:
 
 FACTS: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (dial, dial_note, proof, untrained, training, scratch, speed, capacity, least, energy, weights, systems)
+    for each in (
+        dial,
+        dial_note,
+        proof,
+        untrained,
+        training,
+        scratch,
+        speed,
+        memory,
+        capacity,
+        least,
+        energy,
+        weights,
+        systems,
+    )
 }
