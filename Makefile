@@ -39,7 +39,7 @@ format: develop  ## Format everything and mend what can be mended.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: develop $(VENV)/.bench  ## Time elastic networks against dense ones, about 15 minutes (ARGS=--all: hours; --quick: seconds).
+bench: develop $(VENV)/.bench  ## Time elastic networks against dense ones, about 20 minutes (ARGS=--all: hours; --quick: seconds).
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The theme would otherwise speak of its successors.
