@@ -97,7 +97,7 @@ def keep(report: Report, folder: Path) -> tuple[Path, ...]:
     text = StringIO()
     show(report, Console(file=text, width=160))
     write_text(table, "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
-    draw(report).savefig(figure, dpi=100)
+    draw(report).savefig(figure, dpi=100, metadata={"Software": None})
     return numbers, table, figure
 
 
