@@ -77,6 +77,13 @@ def test_budgets_in_turn():
     assert budgets.shown(0.2) == pytest.approx((1.0, 0.5, 0.2))
 
 
+def test_leaning_budgets_are_rarer_the_higher_they_are():
+    for power in (1.0, 3.0):
+        draws = [Leaning(low=0.2, power=power).draw(1, step, 0.1) for step in range(4000)]
+        assert min(draws) >= 0.2
+        assert sum(draws) / len(draws) == pytest.approx(0.2 + 0.8 / (power + 1), abs=0.02)
+
+
 def test_a_sandwich_has_two_slices_and_what_lies_between():
     budgets = Sandwich(between=2)
     drawn = np.array([budgets.draw(0, step, 0.2) for step in range(4000)]).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""How much memory a call takes at once, counted tensor by tensor, so that the number is the same on every machine."""
+"""How much memory a call takes at once, counted tensor by tensor and not as the allocator sees it."""
 
 from __future__ import annotations
 

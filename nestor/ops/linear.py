@@ -1,8 +1,8 @@
 """Linear layers and what follows them, in one pass over memory where the machine has that ready.
 
 torch's own linear layer writes its bias into the answer before it multiplies, and an activation or a sum reads the
-answer once more. In bfloat16, where products are cheap, that is a quarter of a layer's time on a CPU; oneDNN does all
-in one go. In single precision MKL's products are so much faster that the plain way wins.
+answer once more. In bfloat16, where products are cheap, that costs much of a layer's time on a CPU; oneDNN does all in
+one go. In single precision MKL's products are so much faster that the plain way wins.
 """
 
 from __future__ import annotations
@@ -68,5 +68,5 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
         return None
     if weight.is_contiguous():
         return weight
-    # Slices have to be copied, which few rows would not pay for.
+    # oneDNN's fused layer crawls through a strided weight, and the copy of a slice pays only where many rows share it.
     return weight.contiguous() if x.numel() > 4 * x.shape[-1] ** 2 else None
