@@ -109,6 +109,7 @@ class Attention(nn.Module):
         if len({part.shape[-1] for part in inward}) == 1:
             # One call for all queries is faster than one for each band.
             joined = torch.cat(inward, 1) if len(inward) > 1 else inward[0]
+            del inward  # Else both would be held at once.
             key, value, query = (_heads(part, each) for part in joined.split(D, -1))
             mixed = attend(query, key, value, size).transpose(1, 2).flatten(2)
             answers = mixed.split([band.rows.shape[1] for band in active], 1)

@@ -102,7 +102,7 @@ class Leaning:
     def __post_init__(self) -> None:
         _require_budgets((self.low,))
         if self.power < 1:
-            raise ValueError(f"budgets lean down with a power of at least 1; got {self.power}. 3 does for most.")
+            raise ValueError(f"budgets lean down with a power of at least 1; got {self.power}. Take 3.")
 
     def draw(self, seed: int, step: int, least: float) -> float:
         """A number of two decimals, so that the plans of few budgets are made and kept."""
