@@ -87,6 +87,8 @@ class Connection:
         Raises:
             OSError: the connection broke, or an answer took more than a minute.
         """
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # A server may close what was idle.
         if self._streams is None:
             self._streams = await asyncio.open_connection(HOST, self.port)
         reader, writer = self._streams

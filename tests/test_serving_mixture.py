@@ -140,6 +140,13 @@ def test_a_folder_says_what_it_holds(tmp_path: Path):
     assert stamp(tmp_path / "nothing") == ""
     with pytest.raises(FileNotFoundError):
         open_served(tmp_path / "nothing")
+    for kind in ("mixture", "elastic"):
+        half: Any = open_served(tmp_path / kind, size=LENGTH if kind == "mixture" else None, precision="bfloat16")
+        assert {each.dtype for each in half.model.parameters()} == {torch.bfloat16}
+        items = torch.ones(2, *half.input.shape, dtype=half.input.dtype)
+        assert half.run(items, half.budgets[0]).logits.dtype == torch.float32
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16; got 'int4'"):
+        open_served(tmp_path / "elastic", precision="int4")
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,7 @@ def fit(
 
     The same again: nestor fit --config elastic/run.toml --out again/
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
+    parse.precision(precision)
     given = {name: value for name, value in ctx.params.items() if _was_given(ctx, name)}
     fields = {field: given[name] for name, field in FIELDS.items() if name in given}
     if "precision" in fields:

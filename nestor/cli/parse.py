@@ -7,6 +7,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 def numbers(text: str, name: str) -> tuple[float, ...]:
     """Numbers parted by commas.
@@ -56,10 +58,21 @@ def precisions(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: when one is not known.
     """
-    parsed, known = tuple(text.split(",")), ("float32", "bfloat16")
-    if not set(parsed) <= set(known):
-        raise ValueError(f"precisions must be among {', '.join(known)}; got {text!r}.")
+    parsed = tuple(text.split(","))
+    if not set(parsed) <= set(PRECISIONS):
+        raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}; got {text!r}.")
     return parsed
+
+
+def precision(text: str) -> str:
+    """A number format.
+
+    Raises:
+        ValueError: when it is not known.
+    """
+    if text not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {text!r}.")
+    return text
 
 
 def seconds(text: str, name: str) -> float:

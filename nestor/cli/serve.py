@@ -24,6 +24,7 @@ def serve(
     ] = "100ms",
     budgets: Budgets = None,
     size: Size = None,
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
     name: Annotated[
         str | None,
         typer.Option("--name", help="Of the model, in paths; by default the folder's.", show_default=False),
@@ -46,6 +47,7 @@ def serve(
     """Serve a network that spends less on each request when traffic grows; SIGTERM drains, SIGHUP loads it anew."""
     target = parse.seconds(p95, "p95")
     wanted = parse.budgets(budgets)
+    parse.precision(precision)
     secrets = {} if keys is None else parse.keys(keys)
     try:
         from nestor.serving.server import Server, log_lines
@@ -61,7 +63,7 @@ def serve(
     log_lines()
     # The network's process has the cores; what is done here is small.
     torch.set_num_threads(1)
-    asked = json.dumps({"folder": str(model), "budgets": wanted, "size": size})
+    asked = json.dumps({"folder": str(model), "budgets": wanted, "size": size, "precision": precision})
     with waiting(f"Loading {model}"):
         server = Server(
             lambda: Remote([sys.executable, "-m", "nestor.cli.worker", asked], most=batch),

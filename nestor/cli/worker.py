@@ -10,7 +10,7 @@ def main(settings: str, channel: str, most: str) -> None:
     """Run the network of a folder for a server.
 
     Args:
-        settings: JSON with `folder`, `budgets` and `size`.
+        settings: JSON with `folder`, `budgets`, `size` and `precision`.
         channel: descriptor of the server's socket.
         most: rows of the largest batch.
     """

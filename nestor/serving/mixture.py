@@ -71,8 +71,20 @@ class ServedMixture:
         return Answers(logits=logits.float().cpu())
 
 
-def load_mixture(folder: str | Path, *, length: int = 128, budgets: Sequence[float] | None = None) -> ServedMixture:
+def load_mixture(
+    folder: str | Path,
+    *,
+    length: int = 128,
+    budgets: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ServedMixture:
     """Read a sequence classifier that transformers saved, from safetensors only.
+
+    Args:
+        folder: that holds it.
+        length: of a sequence, in tokens.
+        budgets: those that are declared; by default every k from 1 on.
+        dtype: of its weights.
 
     Raises:
         ImportError: transformers is missing.
@@ -84,6 +96,6 @@ def load_mixture(folder: str | Path, *, length: int = 128, budgets: Sequence[flo
     except ModuleNotFoundError as error:
         raise ImportError("Serving a mixture needs transformers. Install it: pip install 'nestor[hub]'") from error
     model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), use_safetensors=True, local_files_only=True, dtype=torch.float32
+        str(folder), use_safetensors=True, local_files_only=True, dtype=dtype
     )
     return ServedMixture(model, length=length, budgets=budgets)

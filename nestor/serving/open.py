@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from nestor.models.saved import load_model
 from nestor.serving.mixture import load_mixture
 from nestor.serving.network import ServedViT
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from nestor.serving.network import Served
 
 CONFIG = "config.json"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_served(
@@ -24,6 +27,7 @@ def open_served(
     *,
     budgets: Sequence[float] | None = None,
     size: int | None = None,
+    precision: str = "float32",
     load: Callable[[str | Path], ViT] = load_model,
 ) -> Served:
     """Load the network in a folder: a vision transformer, or a mixture of transformers that classifies sequences.
@@ -32,15 +36,19 @@ def open_served(
         folder: saved by Nestor or by transformers.
         budgets: that are declared; by default the network's own.
         size: side of the pictures in pixels, or length of the sequences in tokens; by default 128 tokens.
+        precision: number format of the weights, float32 or bfloat16.
         load: reads whatever is no mixture.
 
     Raises:
         FileNotFoundError: the folder is missing.
-        ValueError: it holds nothing that can be served.
+        ValueError: it holds nothing that can be served, or the precision is not known.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
     if _mixture(Path(folder) / CONFIG):
-        return load_mixture(folder, length=128 if size is None else size, budgets=budgets)
-    return ServedViT(load(folder), budgets, size=size)
+        length = 128 if size is None else size
+        return load_mixture(folder, length=length, budgets=budgets, dtype=PRECISIONS[precision])
+    return ServedViT(load(folder).to(PRECISIONS[precision]), budgets, size=size)
 
 
 def stamp(folder: str | Path) -> str:

@@ -6,7 +6,7 @@ serve run nestor.serving.ray:app model=/models/elastic p95_ms=80 replicas=2 most
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,6 +31,7 @@ class Settings(BaseModel):
         p95_ms: milliseconds within which 95 of 100 requests shall be answered.
         budgets: parted by commas; by default the network's own.
         size: side of the pictures, or length of the sequences.
+        precision: number format of the weights, float32 or bfloat16.
         name: of the model, in paths; by default the folder's.
         batch: the largest batch.
         replicas: that are always there.
@@ -45,6 +46,7 @@ class Settings(BaseModel):
     p95_ms: float = Field(default=100.0, gt=0)
     budgets: str | None = None
     size: int | None = Field(default=None, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
     name: str | None = None
     batch: int = Field(default=16, gt=0)
     replicas: int = Field(default=1, gt=0)
@@ -72,7 +74,7 @@ def replica(settings: Settings) -> FastAPI:
         # Replicas of one machine would else take each other's cores.
         torch.set_num_threads(int(settings.cores))
     budgets = None if settings.budgets is None else tuple(float(each) for each in settings.budgets.split(","))
-    served = open_served(settings.model, budgets=budgets, size=settings.size)
+    served = open_served(settings.model, budgets=budgets, size=settings.size, precision=settings.precision)
     metrics = Metrics()
     engine = Engine(served, Policy(target=settings.p95_ms / 1e3), batch=settings.batch, watch=metrics)
     # Ray sends requests as soon as this returns.
