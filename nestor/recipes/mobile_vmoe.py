@@ -20,7 +20,7 @@ from nestor.layers.block import Dense
 from nestor.layers.mixture import Mixture
 from nestor.measure.confusion import confusion, groups
 from nestor.measure.cost import parameters
-from nestor.measure.traffic import shares
+from nestor.measure.met import at_their_expert, most_met
 from nestor.models.composed import Composed, stack, tiny
 from nestor.recipes.base import Claim, Proof
 from nestor.routing.adjust import Softmax
@@ -38,8 +38,6 @@ from nestor.training.settings import Fit
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from nestor.data import Pictures
 
 TITLE = "Mobile V-MoE: Scaling Down Vision Transformers via Sparse Mixture-of-Experts"
 ARXIV = "2309.04354"
@@ -109,16 +107,8 @@ def _runs(settings: Settings) -> dict[str, Any]:
         for name, rival in rivals.items():
             model = train(rival, learn, how, seed)
             found["accuracy"].setdefault(name, []).append(right(model, test))
-            found["router"].setdefault(name, []).append(_guessed(model, test, together))
+            found["router"].setdefault(name, []).append(at_their_expert(model, test, together))
     return found
-
-
-@torch.no_grad()
-def _guessed(model: Composed, pictures: Pictures, together: tuple[int, ...]) -> float:
-    """How many pictures go to the expert of their class."""
-    images = pictures.stacked(500)
-    wanted = torch.tensor(together)[torch.tensor(pictures.labels[: len(images)])]
-    return float((shares(model(images).routings[0])[:, 0].argmax(-1) == wanted).double().mean())
 
 
 @torch.no_grad()
@@ -127,7 +117,7 @@ def _exact(settings: Settings) -> list[Claim]:
     images, plain, model = torch.randn(4, 3, 28, 28), build(settings, last=0), build(settings)
     torch.nn.init.normal_(plain.head.weight)
     model = fill(model, plain)
-    one = max(int((shares(routing).sum(1) > 0).sum(-1).max()) for routing in model(images).routings)
+    one = most_met(model(images).routings)
     first = model.mixtures[0].router
     assert isinstance(first, ComposedRouter)
     first.refinements = (unweighted,)

@@ -10,25 +10,23 @@ either, at equal multiply-accumulates and at equal milliseconds.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from nestor.data import load_splits
+from nestor.data.kept import listed
 from nestor.measure.frontier import milliseconds
 from nestor.measure.likeness import likeness
+from nestor.measure.reach import in_reach
 from nestor.measure.repeats import Repeats
 from nestor.models.merged import Merged
-from nestor.models.pretrained import read
 from nestor.recipes.base import Claim, Proof, in_time
-from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest, published, shape
+from nestor.surgery.start import folded, sizes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from nestor.data import Pictures
     from nestor.measure.likeness import Likeness
     from nestor.models.video import Network
     from nestor.models.vit import ViT
@@ -67,16 +65,17 @@ class Settings:
 
 def build(settings: Settings) -> ViT:
     """The nested network of the default shape."""
-    return nest(fold(read("dinov2-small")), _images(settings, settings.sizes[-1]))
+    return nest(folded("dinov2-small"), _images(settings, settings.sizes[-1]))
 
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Every shape equals the full network at full budget; below it, cosines of the class token and the patches."""
     claims, details = [], {}
     for size in settings.sizes:
-        networks, dense = _networks(settings, size), fold(read("dinov2-small"))
-        test = _parts(size)[1].limit(settings.compared).cached()
-        found = {name: likeness(each, dense, test, _within(each, size, settings)) for name, each in networks.items()}
+        networks, dense = _networks(settings, size), folded("dinov2-small")
+        test = listed("elpv", size)[1].limit(settings.compared).cached()
+        within = {name: in_reach(each, size, settings.budgets) for name, each in networks.items()}
+        found = {name: likeness(each, dense, test, within[name]) for name, each in networks.items()}
         claims += _claims(found, size)
         details[str(size)] = {
             "likeness": {name: {str(b): asdict(at) for b, at in row.items()} for name, row in found.items()}
@@ -109,32 +108,21 @@ def curves(details: dict[str, Any]) -> tuple[Repeats, ...]:
     )
 
 
-@cache
-def _parts(size: int) -> tuple[Pictures, Pictures]:
-    return load_splits("elpv", size=size)
-
-
 def _images(settings: Settings, size: int) -> Tensor:
-    return _parts(size)[0].limit(settings.calibration).stacked()
+    return listed("elpv", size)[0].limit(settings.calibration).stacked()
 
 
 def _networks(settings: Settings, size: int) -> dict[str, Network]:
-    dense, images = fold(read("dinov2-small")), _images(settings, size)
-    full = dense.settings.nest
-    sizes = (full.widths[0], full.hidden[0], full.heads[0])
+    dense, images = folded("dinov2-small"), _images(settings, size)
+    own = sizes(dense)
     shapes = {
-        "default": shape(*sizes),
-        "default without merging": shape(*sizes, merge=0.0),
-        "three widths": shape(*sizes, (0.25, 0.5, 1.0)),
-        "published": published(*sizes),
+        "default": shape(*own),
+        "default without merging": shape(*own, merge=0.0),
+        "three widths": shape(*own, (0.25, 0.5, 1.0)),
+        "published": published(*own),
     }
     nested: dict[str, Network] = {name: nest(dense, images, nest=form) for name, form in shapes.items()}
     return nested | {MERGING: Merged(dense)}
-
-
-def _within(network: Network, size: int, settings: Settings) -> list[float]:
-    least = network.least_budget((size // network.settings.patch) ** 2)
-    return [budget for budget in settings.budgets if budget >= least]
 
 
 def _claims(found: dict[str, dict[float, Likeness]], size: int) -> list[Claim]:

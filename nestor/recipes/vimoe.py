@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nestor.data import load_splits
 from nestor.experts.gated import Scaled
 from nestor.layers.block import Dense
 from nestor.layers.mixture import Mixture
-from nestor.measure.traffic import by_class, normalised_information, shares
+from nestor.measure.met import most_met
+from nestor.measure.traffic import by_class, normalised_information
 from nestor.models.composed_plain import composed
 from nestor.models.pretrained import read
 from nestor.recipes.base import Claim, Proof
@@ -35,6 +35,7 @@ from nestor.surgery.grow import upcycle
 from nestor.surgery.shrink import undo
 from nestor.training.balance import Balance
 from nestor.training.compare import Rival, right, train
+from nestor.training.contest import garments_at
 from nestor.training.settings import Fit
 from nestor.types import Sparse
 
@@ -91,8 +92,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exact properties, then accuracies over depths and what removing mixtures costs."""
     claims, details = _exact(settings), {}
     if settings.seeds:
-        learn, test = load_splits("fashion-mnist", size=settings.size)
-        learn, test = learn.limit(settings.pictures).cached(), test.limit(settings.held_out).cached()
+        learn, test = garments_at(settings.size, settings.pictures, settings.held_out)
         details = _runs(settings, learn, test)
         claims += _claims(details)
     return Proof(claims=tuple(claims), details=details)
@@ -133,7 +133,7 @@ def _exact(settings: Settings) -> list[Claim]:
         error = float((output.tokens - expected).norm() / expected.norm())
         text = f"relative error at the start, {kind} an expert for all"
         claims.append(Claim(text=text, left=error, relation="<=", right=2e-5, exact=True))
-    one = max(int((shares(routing).sum(1) > 0).sum(-1).max()) for routing in output.routings)
+    one = most_met(output.routings)
     return [*claims, Claim(text="experts of a picture in a layer", left=one, relation="==", right=1, exact=True)]
 
 
