@@ -97,13 +97,13 @@ def panel() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Empty panels to draw into, side by side.
+def panels(count: int, *, height: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """Empty panels to draw into, side by side, so many inches high.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = _figure(5.6 if count == 1 else 5.25 * count, 4.6)
+    figure = _figure(5.6 if count == 1 else 5.25 * count, height)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

@@ -52,8 +52,8 @@ class Recipe(Protocol):
     """A module in this folder; the folder is the registry.
 
     `TITLE`, `ARXIV` (empty where there is no paper) and `IDEA` describe it; `Settings` is a frozen dataclass with a
-    class method `quick()` of about five seconds. A recipe with curves has `curves(details)` too: one Repeats, several
-    to stand side by side, or None.
+    class method `quick()` of about five seconds. A recipe that compares has `curves(details)` too: one Repeats (over a
+    dial) or Dots (a row for each network), several of a kind to stand side by side, or None where nothing was trained.
     """
 
     TITLE: str
@@ -68,6 +68,21 @@ class Recipe(Protocol):
     def prove(self, settings: Any, folder: Path | None = None) -> Proof:
         """Run the proof; `folder` keeps checkpoints, so that it may be interrupted."""
         ...
+
+
+def claims(rows: Mapping[str, tuple[float, str, float]], *, exact: bool = False) -> list[Claim]:
+    """Claims from what each says: the number, the relation, and what it is held against.
+
+    Args:
+        rows: by text.
+        exact: whether they hold on any machine and seed.
+
+    Raises:
+        ValueError: a relation is not known.
+    """
+    if unknown := {relation for _, relation, _ in rows.values()} - RELATIONS.keys():
+        raise ValueError(f"a relation must be one of {', '.join(RELATIONS)}; got {', '.join(sorted(unknown))}.")
+    return [Claim(text=t, left=a, relation=sign, right=b, exact=exact) for t, (a, sign, b) in rows.items()]
 
 
 def in_time(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import nestor
 from nestor.measure.clock import machine
+from nestor.measure.dots import Dots, draw_dots
 from nestor.measure.repeats import draw_repeats
 from nestor.store import write_bytes, write_text
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Pictures are drawn from the evidence, at any time.
-_DRAWING = ("measure/draw.py", "measure/draw_traffic.py", "measure/repeats.py")
+_DRAWING = ("measure/draw.py", "measure/draw_traffic.py", "measure/dots.py", "measure/repeats.py")
 
 
 def names() -> tuple[str, ...]:
@@ -103,7 +104,9 @@ def draw(evidence: Path) -> Path | None:
     found = None if curves is None else curves(record["details"])
     if found is None:
         return None
-    return _keep(draw_repeats(*found if isinstance(found, tuple) else (found,)), evidence.with_suffix(".png"))
+    panels = found if isinstance(found, tuple) else (found,)
+    figure = draw_dots(*panels) if isinstance(panels[0], Dots) else draw_repeats(*panels)
+    return _keep(figure, evidence.with_suffix(".png"))
 
 
 def _keep(figure: Figure, path: Path) -> Path:
