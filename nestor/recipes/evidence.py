@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Pictures are drawn from the evidence, at any time.
-_DRAWING = ("measure/draw.py", "measure/draw_traffic.py", "measure/repeats.py")
+_DRAWING = ("measure/draw.py", "measure/draw_maps.py", "measure/draw_traffic.py", "measure/repeats.py")
 
 
 def names() -> tuple[str, ...]:
