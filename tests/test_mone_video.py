@@ -1,39 +1,37 @@
 """The recipe on clips: what it trains, and what its curves show."""
 
+from dataclasses import replace
+
 import pytest
 
 from nestor.recipes import mone_video
-from nestor.recipes.mone_video import CHEAP, DEDICATED, DENSE, NESTED, RANDOM, STILL, Item, Settings
+from nestor.recipes.mone_video import CHEAP, DEDICATED, DENSE, NESTED, RANDOM, STILL, Settings
 
 
-def test_trainings_are_independent_items_one_for_each_network_of_each_seed():
-    found = mone_video.items(Settings(seeds=(3, 4), budgets=(0.35, CHEAP)))
-    assert len(set(found)) == len(found) == 2 * 7
-    mine = [(item.line, item.budget) for item in found if item.seed == 4]
-    assert set(mine) == {
-        (NESTED, None),
-        (RANDOM, None),
-        (DEDICATED, CHEAP),
-        (STILL, 1.0),
-        *((DENSE, b) for b in (0.35, CHEAP, 1.0)),
-    }
+def test_contestants_are_one_for_each_network_and_kept_apart():
+    settings = replace(Settings.quick(), budgets=(0.43, CHEAP))
+    found = list(mone_video.contestants(settings, 4))
+    assert [(each.line, tuple(each.places)) for each in found] == [
+        (NESTED, (0.43, CHEAP, 1.0)),
+        (RANDOM, (0.43, CHEAP, 1.0)),
+        (DEDICATED, (CHEAP,)),
+        *((DENSE, (b,)) for b in (0.43, CHEAP, 1.0)),
+        (STILL, (1.0,)),
+    ]
+    assert len({each.name for each in found}) == len(found)
 
 
 def test_a_network_is_scored_where_it_stands_in_for_the_dense_one():
-    settings = Settings.quick()
-    dense, own = mone_video.network(settings, Item(seed=0, line=DENSE, budget=1.0))
-    assert own == {1.0: 1.0}
-    full = dense.full_macs(16)
-    for line, budget, places in (
-        (NESTED, None, {CHEAP, 1.0}),
-        (RANDOM, None, {CHEAP, 1.0}),
-        (DEDICATED, CHEAP, {CHEAP}),
-        (DENSE, CHEAP, {CHEAP}),
-    ):
-        model, own = mone_video.network(settings, Item(seed=0, line=line, budget=budget))
-        assert own.keys() == places
-        # Whole tokens in each index, so that up to one of sixteen is not spent.
-        assert CHEAP - 1 / 16 < model.macs(model.plan(16, own[CHEAP])) / full <= CHEAP
+    for each in mone_video.contestants(Settings.quick(), 0):
+        own = each.places.get(CHEAP)
+        if own is not None:
+            # Whole tokens in each index, so that up to one of sixteen is not spent.
+            assert CHEAP - 1 / 16 < each.model.macs(each.model.plan(16, own)) / each.arena.full <= CHEAP
+        if 1.0 in each.places:
+            assert each.places[1.0] == 1.0
+        learn, _ = each.arena.parts
+        clip, _ = learn[0]
+        assert (clip == clip[:1]).all() == (each.line == STILL)
 
 
 def test_curves_show_each_kind_of_accuracy_and_leave_out_who_sees_one_frame():

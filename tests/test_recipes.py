@@ -91,8 +91,8 @@ def test_curves_of_a_comparison_show_each_network_where_it_was_scored():
 
 def test_contestants_stand_for_shares_of_the_dense_networks_cost():
     recipe = find("mone_scratch")
-    settings = recipe.Settings()
-    found = list(recipe.contestants(settings, 0, torch.randn(16, 3, 28, 28)))
+    settings = recipe.Settings(pictures=64, test=16, calibration=16)
+    found = list(recipe.contestants(settings, 0))
     full = next(each.model for each in found if each.places == {1.0: 1.0}).full_macs(16)
     places = {}
     for each in found:
@@ -102,6 +102,9 @@ def test_contestants_stand_for_shares_of_the_dense_networks_cost():
             token = 1 / 16 if each.line not in ("one width", "pruning", "merging") else 0.3
             assert place - token < spent
             assert spent <= place or place == 1
+        assert each.spent() == pytest.approx(
+            [each.model.macs(each.model.plan(16, own)) / (p * full) for p, own in each.places.items() if p < 1]
+        )
     everywhere = {*settings.budgets, 1.0}
     assert places.pop("dedicated") == set(settings.dedicated)
     assert places.pop("merging") == places.pop("pruning") == everywhere - {0.25}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nestor.data.clips import Clips
+from nestor.data.clips import Clips, load_clips
 from nestor.data.scan import watch
 
 if TYPE_CHECKING:
@@ -66,6 +66,18 @@ class Drawn(Clips):
         """
         return replace(self, order=tuple(order))
 
+    def still(self) -> Drawn:
+        """Give the same clips with the middle frame all the time, so that nothing moves; `kept` is shared."""
+        return self.ordered([self.frames // 2] * self.frames)
+
+    def stacked(self, count: int) -> Tensor:
+        """Give the first clips as one normalised tensor: (count,F,3,size,size), or fewer where there are fewer."""
+        return torch.stack([self[i][0] for i in range(min(count, len(self)))])
+
+
+DrawnParts: TypeAlias = "tuple[Drawn, Drawn]"
+"""What is learnt from, and what is judged by."""
+
 
 def drawn(clips: Clips) -> Drawn:
     """Draw all clips of grey pictures, of which the first channel is kept; a clip takes F * size * size bytes."""
@@ -74,3 +86,17 @@ def drawn(clips: Clips) -> Drawn:
         kept[i] = (clips.shown(i)[:, :1] * 255).round().to(torch.uint8)
     own = {field.name: getattr(clips, field.name) for field in fields(Clips)}
     return Drawn(**own, kept=kept, order=tuple(range(clips.frames)))
+
+
+def moving_garments(*, frames: int, size: int, train: int, test: int) -> DrawnParts:
+    """Fashion-MNIST in motion, classes being garment and motion together, drawn: so many clips of each part at most.
+
+    Args:
+        frames, size: as in Clips.
+        train, test: how many clips of each part, with equal shares of every class.
+
+    Raises:
+        ValueError: a number lies outside its range.
+    """
+    learn, judge = load_clips(frames=frames, size=size, by="picture and motion")
+    return drawn(learn.limit(train)), drawn(judge.limit(test))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, TypeVar
 
 from nestor.measure.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Key = TypeVar("Key", str, float)
 Value = TypeVar("Value")
@@ -65,6 +66,54 @@ def averages(found: Mapping[str, Mapping[Key, Sequence[float]]]) -> dict[str, di
     return {name: {budget: mean(values) for budget, values in at.items()} for name, at in found.items()}
 
 
+def of_kind(
+    runs: Sequence[Mapping[str, Mapping[Key, Mapping[str, Value]]]], kind: str
+) -> list[dict[str, dict[Key, Value]]]:
+    """The values of one kind alone, where each run has several by name and budget.
+
+    Raises:
+        KeyError: a value of this kind is missing.
+    """
+    return [{name: {b: values[kind] for b, values in at.items()} for name, at in run.items()} for run in runs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two networks at one budget: `ours` is the value of `network`, `theirs` that of its `rival`."""
+
+    network: str
+    rival: str
+    budget: float
+    ours: float
+    theirs: float
+
+    @property
+    def told(self) -> str:
+        """Who is compared, and where, for the text of a claim."""
+        return f"at {self.budget}, {self.network} against {self.rival}"
+
+
+def against(
+    values: Mapping[str, Mapping[float, float]], network: str, rivals: Iterable[str], budgets: Sequence[float]
+) -> Iterator[Pair]:
+    """One network beside each rival in turn, at those of the budgets where the rival has a value.
+
+    Args:
+        values: by name and budget.
+        network: has a value wherever a rival has.
+        rivals: other names.
+        budgets: at which they are compared.
+
+    Raises:
+        KeyError: there is no such network, or it lacks a value that a rival has.
+    """
+    for rival in rivals:
+        for b in budgets:
+            if b in values[rival]:
+                ours, theirs = values[network][b], values[rival][b]
+                yield Pair(network=network, rival=rival, budget=b, ours=ours, theirs=theirs)
+
+
 def over_budgets(
     title: str,
     upward: str,
@@ -76,3 +125,38 @@ def over_budgets(
     """Curves over the budget; what each argument is stands with `Repeats`."""
     across = "budget, share of the dense network's multiply-accumulates"
     return Repeats(title=title, across=across, upward=upward, lines=lines, levels=levels or {}, least=least)
+
+
+def over_runs(
+    runs: Sequence[Mapping[str, Mapping[str, float]]],
+    *,
+    title: str,
+    dense: str,
+    told: str = "accuracy",
+    whole: str | None = None,
+    without: Sequence[str] = (),
+) -> Repeats:
+    """Curves of several seeds over the budget, and the dense network's value at full budget as a level line.
+
+    Args:
+        runs: one for each seed, with one value by name and budget.
+        title: what is shown; how many seeds there are is added.
+        dense: the network that gives the level; its other budgets are drawn as a line.
+        told: what the values are, of the test part.
+        whole: the vertical axis starts a little below this network's lowest value, and may cut off others'; unless
+            given it shows all.
+        without: networks that are not drawn.
+
+    Raises:
+        ValueError: as in `gathered`.
+        KeyError: one of the two networks is missing, or the dense one has no value at full budget.
+    """
+    found = numbered(gathered(runs))
+    full = found[dense].pop(1.0)
+    return over_budgets(
+        f"{title}, {len(runs)} seeds",
+        f"{told}, test part",
+        {name: points for name, points in found.items() if name not in without},
+        levels={"dense": full},
+        least=None if whole is None else min(min(values) for values in found[whole].values()) - 0.03,
+    )

@@ -1,4 +1,4 @@
-"""Which expert each patch of a clip took."""
+"""Which expert each patch of a picture or clip took."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from nestor.types import Sparse
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nestor.measure.cost import Elastic
     from nestor.models.video import VideoViT
 
 
 @torch.no_grad()
-def experts(model: VideoViT, clips: Tensor, budget: float) -> Tensor:
-    """Clips (B, F, 3, H, W) -> the expert of each patch of each index, counted from 0, (B, indices, patches).
+def experts(model: Elastic, images: Tensor, budget: float) -> Tensor:
+    """The expert of each patch, counted from 0: (B, indices, patches), where a picture is a single index.
+
+    Args:
+        model: an elastic network.
+        images: normalised pictures (B, 3, H, W), or clips (B, F, 3, H, W).
+        budget: of the network.
 
     Raises:
-        ValueError: the network has one expert, or clips or budget do not fit it.
+        ValueError: the network has one expert, or pictures or budget do not fit it.
     """
-    routings = model(clips, budget=budget).routings
+    routings = model(images, budget=budget).routings
     if not routings or not isinstance(routings[0], Sparse):
-        raise ValueError("the spatial encoder needs a router, and this one has a single expert. Make it elastic.")
-    return routings[0].index.view(len(clips), model.settings.indices, -1)
+        raise ValueError("the network needs a router, and this one has a single expert. Make it elastic.")
+    index = routings[0].index
+    return index.view(len(images), -1, index.shape[1])
 
 
-def miscounted(model: VideoViT, clips: Tensor, budget: float) -> int:
-    """How many experts of an index have more or fewer patches than the plan says, over all indices of all clips."""
-    found = experts(model, clips, budget)
+def miscounted(model: Elastic, images: Tensor, budget: float) -> int:
+    """How many experts have more or fewer patches than the plan says, over all pictures, or all indices of clips."""
+    found = experts(model, images, budget)
     plan = torch.tensor(model.plan(found.shape[-1], budget), device=found.device)
     return int((torch.nn.functional.one_hot(found, len(plan)).sum(2) != plan).sum())
 

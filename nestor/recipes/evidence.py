@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Pictures are drawn from the evidence, at any time.
-_DRAWING = ("measure/draw.py", "measure/draw_traffic.py", "measure/dots.py", "measure/repeats.py")
+_DRAWING = tuple(f"measure/{name}.py" for name in ("draw", "draw_maps", "draw_traffic", "dots", "repeats"))
 
 
 def names() -> tuple[str, ...]:

@@ -10,24 +10,19 @@ network's maps and patch tokens for as many steps. Budgets count the head, which
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nestor.data import Augment, load_splits
-from nestor.measure.draw import sheet
-from nestor.measure.maps import map_likeness
-from nestor.measure.repeats import Repeats
+from nestor.data import Augment
+from nestor.data.kept import decoded
+from nestor.measure.draw_maps import draw_maps, over_spent, spread
+from nestor.measure.maps import MapLikeness, map_likeness
 from nestor.models.mapped import Mapped
-from nestor.models.merged import Merged
 from nestor.models.pretrained import read, read_saliency
-from nestor.models.pruned import Pruned
-from nestor.models.uniform import Uniform
 from nestor.recipes.base import Claim, Proof
 from nestor.surgery.fold import fold
-from nestor.surgery.nest import nest, shape
+from nestor.surgery.maps import elastic_maps
 from nestor.training.fit import fit
 from nestor.training.parallel import side_by_side
 from nestor.training.schedule import Sampled
@@ -36,10 +31,8 @@ from nestor.training.settings import Distil, Fit
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from matplotlib.figure import Figure
-
     from nestor.data import Pictures
-    from nestor.measure.maps import MapLikeness
+    from nestor.measure.repeats import Repeats
 
 TITLE = "Dense prediction at any budget: saliency maps of an elastic DINOv2"
 ARXIV = ""
@@ -80,15 +73,12 @@ class Settings:
 
 def build(settings: Settings) -> Mapped:
     """The nested network of maps before any training."""
-    train, _ = _parts(settings)
-    return _networks(_full(), train, settings)["nested"]
+    return _start(settings)[1]["nested"]
 
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exactness at full budget, then likeness of the maps over budgets, untrained and trained."""
-    train, test = _parts(settings)
-    full = _full()
-    untrained = _networks(full, train, settings)
+    (train, test), (full, untrained) = _parts(settings), _start(settings)
     networks = {f"{name}, untrained": network for name, network in untrained.items()}
     if settings.epochs:
         taught = side_by_side(partial(_taught, settings, folder), list(untrained), what="Teaching")
@@ -99,72 +89,39 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     return Proof(
         claims=(*_exact(found), *(_trained(found) if settings.epochs else ())),
         details={"maps": details, "pictures": {"training": len(train), "held out": len(test)}},
-        figures={"maps": _sheet(shown, full, _some(test, settings.shown), settings.budgets)},
+        figures={"maps": draw_maps(shown, full, spread(test, settings.shown), settings.budgets[1:])},
     )
 
 
 def curves(details: dict[str, Any]) -> tuple[Repeats, Repeats]:
     """Correlation and difference of the maps over what was spent."""
-    found = details["maps"]
-    order = ("nested", *RIVALS, *(f"{name}, untrained" for name in ("nested", *RIVALS)))
-    # As many lines as there are colours to tell them apart.
-    names = [name for name in order if name in found][:6]
-
-    def over(what: str, told: str) -> Repeats:
-        return Repeats(
-            title=f"Saliency maps, {details['pictures']['held out']} held-out pictures",
-            across="share of the full network's multiply-accumulates, head included",
-            upward=told,
-            lines={name: {at["spent"]: [at[what]] for at in found[name].values()} for name in names},
-            levels={},
-        )
-
+    names = ("nested", *RIVALS)
+    title = f"Saliency maps, {details['pictures']['held out']} held-out pictures"
+    draw = partial(over_spent, details["maps"], (*names, *(f"{name}, untrained" for name in names)), title=title)
     return (
-        over("correlation", "correlation with the full map"),
-        over("difference", "mean absolute difference from the full map"),
+        draw(what="correlation", told="correlation with the full map"),
+        draw(what="difference", told="mean absolute difference from the full map"),
     )
 
 
-@cache
 def _parts(settings: Settings) -> tuple[Pictures, Pictures]:
-    parts = load_splits(settings.source, size=settings.size)
-    train, test = (part if settings.pictures is None else part.limit(settings.pictures) for part in parts)
-    return train.cached(), test.cached()
+    return decoded(settings.source, settings.size, settings.pictures)
 
 
-def _full() -> Mapped:
+def _start(settings: Settings) -> tuple[Mapped, dict[str, Mapped]]:
+    """The full network, and elastic ones by name, before any training."""
     # The head is not trained: what it reads shall stay what it was made for.
-    return Mapped(fold(read("dinov2-small")), read_saliency().requires_grad_(False))
-
-
-def _networks(full: Mapped, train: Pictures, settings: Settings) -> dict[str, Mapped]:
-    dense, images = full.inside, train.limit(settings.calibration).stacked()
-    own = dense.settings.nest
-    widths = shape(own.widths[0], own.hidden[0], own.heads[0], (0.25, 0.5, 0.75, 1.0))
-    backbones = {
-        "nested": nest(dense, images),
-        "merging": Merged(dense),
-        "pruning": Pruned(dense),
-        "uniform width": Uniform(nest(dense, images, nest=widths)),
-    }
-    return {name: Mapped(backbone, full.head) for name, backbone in backbones.items()}
+    full = Mapped(fold(read("dinov2-small")), read_saliency().requires_grad_(False))
+    return full, elastic_maps(full, _parts(settings)[0].limit(settings.calibration).stacked())
 
 
 def _taught(settings: Settings, folder: Path | None, name: str) -> Mapped:
-    train, _ = _parts(settings)
-    full = _full()
-    how = Fit(
-        epochs=settings.epochs,
-        batch=settings.batch,
-        rate=settings.rate,
-        seed=settings.seed,
-        precision="bf16",
-        augment=Augment(flip=True),
-        budgets=Sampled(low=min(settings.budgets), high=0.8),
-        loss=Distil(logits=1.0, temperature=1.0, prefix=0.0, patches=1.0),
-    )
-    network = _networks(full, train, settings)[name]
-    return fit(network, train, how, teacher=full, out=folder and folder / name)
+    (train, _), (full, untrained) = _parts(settings), _start(settings)
+    how = Fit(epochs=settings.epochs, batch=settings.batch, rate=settings.rate, seed=settings.seed, precision="bf16")
+    budgets, flip = Sampled(low=min(settings.budgets), high=0.8), Augment(flip=True)
+    loss = Distil(logits=1.0, temperature=1.0, prefix=0.0, patches=1.0)
+    how = replace(how, budgets=budgets, augment=flip, loss=loss)
+    return fit(untrained[name], train, how, teacher=full, out=folder and folder / name)
 
 
 def _exact(found: dict[str, dict[float, MapLikeness]]) -> list[Claim]:
@@ -179,35 +136,13 @@ def _exact(found: dict[str, dict[float, MapLikeness]]) -> list[Claim]:
 
 
 def _trained(found: dict[str, dict[float, MapLikeness]]) -> list[Claim]:
-    claims, wanted = [], {0.65: (0.98, 0.03), 0.5: (0.95, 0.05)}
-    for budget in [budget for budget in wanted if budget in found["nested"]]:
-        at, (least, most) = found["nested"][budget], wanted[budget]
-        claims += [
-            Claim(text=f"correlation at budget {budget}", left=at.correlation, relation=">=", right=least),
-            Claim(text=f"mean absolute difference at budget {budget}", left=at.difference, relation="<=", right=most),
-        ]
-        for kind in ("", ", untrained"):
-            claims += [
-                Claim(
-                    text=f"correlation at budget {budget}, nested against {rival}{kind}",
-                    left=found[f"nested{kind}"][budget].correlation,
-                    relation=">=",
-                    right=found[f"{rival}{kind}"][budget].correlation,
-                )
-                for rival in RIVALS
-                if budget in found[f"{rival}{kind}"]
-            ]
-    return claims
-
-
-def _some(pictures: Pictures, count: int) -> Pictures:
-    """Evenly spread, so that each shows another photograph; of those cut into squares, the middle one."""
-    return pictures.subset(range(len(pictures))[1 :: max(1, len(pictures) // count)][:count])
-
-
-def _sheet(network: Mapped, full: Mapped, pictures: Pictures, budgets: tuple[float, ...]) -> Figure:
-    images = pictures.stacked()
-    with torch.no_grad():
-        maps = [full.map(images), *(network.map(images, budget=budget) for budget in budgets[1:])]
-    rows = [(pictures.pixels(i), *(each[i] for each in maps)) for i in range(len(pictures))]
-    return sheet(("photograph", "full network", *(f"budget {budget:g}" for budget in budgets[1:])), rows)
+    rows, wanted = [], {0.65: (0.98, 0.03), 0.5: (0.95, 0.05)}
+    for b in [b for b in wanted if b in found["nested"]]:
+        at, (least, most) = found["nested"][b], wanted[b]
+        rows.append((f"correlation at budget {b}", at.correlation, ">=", least))
+        rows.append((f"mean absolute difference at budget {b}", at.difference, "<=", most))
+        for rival, kind in [(rival, kind) for kind in ("", ", untrained") for rival in RIVALS]:
+            if theirs := found[f"{rival}{kind}"].get(b):
+                text = f"correlation at budget {b}, nested against {rival}{kind}"
+                rows.append((text, found[f"nested{kind}"][b].correlation, ">=", theirs.correlation))
+    return [Claim(text=text, left=left, relation=is_, right=right) for text, left, is_, right in rows]
