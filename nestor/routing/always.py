@@ -17,6 +17,10 @@ from nestor.routing.score import Score
 from nestor.types import NOBODY, Origin, Router, Signal, Sparse
 
 
+LONG = 1e36
+"""The greatest square of a query's length: its own square root can be squared and is still a number."""
+
+
 @final
 class Always(Router):
     """The first experts answer every token, a router chooses among the others, and each token weighs the two kinds.
@@ -103,7 +107,7 @@ class Lengths(Score):
         with torch.autocast(tokens.device.type, enabled=False):
             asked = F.linear(tokens.float(), weight.flatten(0, 1), bias.flatten()).unflatten(-1, weight.shape[:2])
             # The root of zero has no gradient; a query that small is nobody's.
-            length = (asked.square().sum(-1) + 1e-12).sqrt()
+            length = (asked.square().sum(-1).clamp(max=LONG) + 1e-12).sqrt()
             spread = (length - length.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
             return length / (spread + 1e-12).sqrt()
 
