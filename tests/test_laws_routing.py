@@ -13,7 +13,7 @@ from nestor.routing.adjust import Softmax
 from nestor.routing.choose import top_k
 from nestor.routing.learned import Dot
 from nestor.routing.router import ComposedRouter
-from nestor.types import NOBODY, Routing, Soft, Sparse
+from nestor.types import NOBODY, Routing, Signal, Soft, Sparse
 
 INPUTS = {
     "constant": torch.ones(2, 6, D),
@@ -26,6 +26,9 @@ INPUTS = {
     "no items": torch.ones(0, 6, D),
 }
 SPARSE = sorted(ROUTERS.keys() - {"soft"})
+# What is drawn depends on how many numbers are drawn before.
+DRAWN = {"sampled"}
+OF_PLACE = {"hash", "segment"}
 # The choice is each token's own: neither its place nor the others matter.
 TOKEN_CHOICE = ["mixtral", "deepseek", "top_p", "threshold", "grouped", "cosine", "given", "task_dot", "product_key"]
 LOSSES = {
@@ -174,6 +177,35 @@ def test_masked_tokens_are_served_by_nobody_and_change_nothing(name):
     if total.requires_grad:
         total.backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in router.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS.keys() - DRAWN))
+@pytest.mark.parametrize("where", ["end", "anywhere"])
+def test_padding_equals_absence(name, where):
+    if where == "anywhere" and name in OF_PLACE:
+        pytest.skip("its decisions depend on where a token stands")
+    # The queue of a batch is that of all its items.
+    lengths = [8] if name == "switch" else [8, 5, 1]
+    router, B, T = ROUTERS[name]().eval(), len(lengths), 16
+    place = torch.stack([torch.randperm(T) if where == "anywhere" else torch.arange(T) for _ in lengths])
+    mask = place < torch.tensor(lengths).unsqueeze(1)
+    tokens = torch.randn(B, T, D)
+
+    def known(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
+        return replace(signal(B, T, mask), task=torch.zeros(B, dtype=torch.long), counts=(T - 1, 0, 1, 0))
+
+    padded = router(tokens, known(B, T, mask))
+    answer, number = padded.combine(padded.dispatch(tokens.masked_fill(~mask.unsqueeze(-1), 0))), torch.zeros(E).long()
+    for b, length in enumerate(lengths):
+        left = tokens[b : b + 1, mask[b]]
+        alone = router(left, known(1, length))
+        torch.testing.assert_close(total_weight(padded)[b, mask[b]], total_weight(alone)[0])
+        torch.testing.assert_close(answer[b, mask[b]], alone.combine(alone.dispatch(left))[0])
+        if isinstance(padded, Sparse):
+            assert torch.equal(padded.index[b, mask[b]], sparse(alone).index[0])
+        number += alone.counts
+    assert padded.counts.tolist() == number.tolist()
+    assert not total_weight(padded)[~mask].any()
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -71,6 +71,7 @@ class Always(Router):
             F.pad(chosen.origin.logits, (S, 0), value=NEVER),
             F.pad(chosen.origin.noisy, (S, 0), value=NEVER),
             self._renamed(chosen.origin.wanted),
+            chosen.origin.mask,
         )
         return Sparse(F.pad(chosen.scores, (S, 0)), index, weight, origin)
 

@@ -127,7 +127,8 @@ def expert_choice(
     Args:
         scores: become the weights.
         preference: whom an expert likes.
-        factor: each expert takes this multiple of an even share of the tokens (see `capacity.per_expert`), or else
+        factor: each expert takes this multiple of an even share of the item's tokens (see `capacity.per_expert`), of
+            which those that nobody may take, such as masked ones, do not count, or else
         counts: E numbers, how many tokens of an item each expert takes. Fewer where a mask leaves fewer.
         most: K, the most experts of one token, of which it keeps those it scores highest; E unless given.
 
@@ -141,15 +142,18 @@ def expert_choice(
     _, T, E = scores.shape
     if (factor is None) == (counts is None):
         raise ValueError(f"give a factor or counts; got factor {factor} and counts {counts}.")
-    wanted = tuple(counts) if counts is not None else (per_expert(T, E, factor or 0.0),) * E
-    if len(wanted) != E or not all(0 <= count <= T for count in wanted):
-        raise ValueError(f"counts must be {E} numbers between 0 and the {T} tokens; got {wanted}.")
+    if counts is not None and (len(counts) != E or not all(0 <= count <= T for count in counts)):
+        raise ValueError(f"counts must be {E} numbers between 0 and the {T} tokens; got {tuple(counts)}.")
     most = E if most is None else most
     _within("most", most, E)
     wish = _wish(scores, preference)
+    if counts is not None:
+        wanted = torch.tensor(tuple(counts), device=scores.device)
+    else:
+        wanted = per_expert((wish > -torch.inf).any(-1).sum(1), E, factor or 0.0).view(-1, 1, 1)
     order = wish.sort(dim=1, descending=True, stable=True).indices
     rank = torch.arange(T, device=scores.device).unsqueeze(-1)
-    late = rank >= torch.tensor(wanted, device=scores.device)
+    late = rank >= wanted
     refused = torch.zeros_like(wish, dtype=torch.bool).scatter(1, order, late.expand_as(wish))
     wish = wish.masked_fill(refused, -torch.inf)
     return _take(scores, wish, wish.sort(dim=-1, descending=True, stable=True).indices[..., :most])

@@ -77,7 +77,7 @@ class ComposedRouter(Router):
             preference = preference.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         routing = self.choice(proposal.scores, preference)
         if isinstance(routing, Sparse):
-            origin = Origin(logits=logits, noisy=proposal.noisy, wanted=routing.index)
+            origin = Origin(logits=logits, noisy=proposal.noisy, wanted=routing.index, mask=mask)
             routing = replace(routing, origin=origin)
             for refinement in self.refinements:
                 routing = refinement(routing)
@@ -112,7 +112,7 @@ class ExpertPreferredRouter(Router):
             raise ValueError("expert preferred routing needs Signal(counts=...); got None.")
         logits = judged(self.score, tokens, signal)
         routing = expert_preferred(logits.softmax(-1), signal.counts, signal.mask)
-        return replace(routing, origin=Origin(logits=logits, noisy=logits, wanted=routing.index))
+        return replace(routing, origin=Origin(logits=logits, noisy=logits, wanted=routing.index, mask=signal.mask))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of one decision over this many tokens."""
