@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from nestor.routing.capacity import solve, whole
 from nestor.routing.adjust import Softmax
+from nestor.routing.capacity import solve, whole
 from nestor.routing.choose import expert_preferred, top_k
 from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Sum, TrailingEnergy, Uniform

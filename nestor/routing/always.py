@@ -16,7 +16,6 @@ from nestor.routing.router import ComposedRouter
 from nestor.routing.score import Score
 from nestor.types import NOBODY, Origin, Router, Signal, Sparse
 
-
 LONG = 1e36
 """The greatest square of a query's length: its own square root can be squared and is still a number."""
 
