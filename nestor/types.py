@@ -55,6 +55,8 @@ class Origin:
     """(B, T, E): the same after noise, if there was any."""
     wanted: Tensor
     """(B, T, K): the choice before a capacity dropped some of it."""
+    mask: Tensor | None = None
+    """(B, T): true where a token counted; None if all did."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,11 +176,12 @@ def test_first_choices_come_before_second_ones():
 
 
 def test_capacity_is_never_less_than_a_token_nor_more_than_all():
-    assert per_expert(100, 10, 1.2) == 12
-    assert per_expert(49, 8, 1.0, choices=2) == 13
-    assert per_expert(10, 100, 0.5) == 1
-    assert per_expert(10, 2, 100) == 10
-    assert per_expert(0, 4, 1.0) == 0
+    assert per_expert(torch.tensor(100), 10, 1.2) == 12
+    assert per_expert(torch.tensor(49), 8, 1.0, choices=2) == 13
+    assert per_expert(torch.tensor(10), 100, 0.5) == 1
+    assert per_expert(torch.tensor(10), 2, 100) == 10
+    assert per_expert(torch.tensor(0), 4, 1.0) == 0
+    assert per_expert(torch.tensor([0, 1, 10, 20]), 10, 1.2).tolist() == [0, 1, 2, 3]
 
 
 def test_weights_can_be_left_out_with_or_without_their_gradient():

@@ -13,20 +13,22 @@ from nestor.routing.adjust import Softmax
 from nestor.routing.choose import top_k
 from nestor.routing.learned import Dot
 from nestor.routing.router import ComposedRouter
-from nestor.types import NOBODY, Routing, Soft, Sparse
+from nestor.types import NOBODY, Routing, Signal, Soft, Sparse
 
 INPUTS = {
     "constant": torch.ones(2, 6, D),
     "zero": torch.zeros(2, 6, D),
     "huge": torch.randn(2, 6, D, generator=torch.Generator().manual_seed(1)) * 1e15,
+    "vast": torch.randn(2, 6, D, generator=torch.Generator().manual_seed(1)) * 1e20,
     "tiny": torch.randn(2, 6, D, generator=torch.Generator().manual_seed(1)) * 1e-30,
     "single": torch.ones(1, 1, D),
     "no tokens": torch.ones(2, 0, D),
     "no items": torch.ones(0, 6, D),
 }
-# A mask is the signal's; expert preferred routing has exact counts instead.
-COMPOSED = sorted(ROUTERS.keys() - {"expert_preferred"})
-SPARSE = sorted(ROUTERS.keys() - {"soft", "expert_preferred"})
+SPARSE = sorted(ROUTERS.keys() - {"soft"})
+# What is drawn depends on how many numbers are drawn before.
+DRAWN = {"sampled"}
+OF_PLACE = {"hash", "segment"}
 # The choice is each token's own: neither its place nor the others matter.
 TOKEN_CHOICE = ["mixtral", "deepseek", "top_p", "threshold", "grouped", "cosine", "given", "task_dot", "product_key"]
 LOSSES = {
@@ -159,7 +161,7 @@ def test_other_items_change_nothing(name):
     torch.testing.assert_close(among.combine(among.dispatch(tokens))[:1], alone.combine(alone.dispatch(tokens[:1])))
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("name", ROUTERS)
 def test_masked_tokens_are_served_by_nobody_and_change_nothing(name):
     router, tokens = ROUTERS[name]().eval(), torch.randn(2, 7, D)
     mask = torch.ones(2, 7, dtype=torch.bool)
@@ -177,7 +179,36 @@ def test_masked_tokens_are_served_by_nobody_and_change_nothing(name):
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in router.parameters())
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("name", sorted(ROUTERS.keys() - DRAWN))
+@pytest.mark.parametrize("where", ["end", "anywhere"])
+def test_padding_equals_absence(name, where):
+    if where == "anywhere" and name in OF_PLACE:
+        pytest.skip("its decisions depend on where a token stands")
+    # The queue of a batch is that of all its items.
+    lengths = [8] if name == "switch" else [8, 5, 1]
+    router, B, T = ROUTERS[name]().eval(), len(lengths), 16
+    place = torch.stack([torch.randperm(T) if where == "anywhere" else torch.arange(T) for _ in lengths])
+    mask = place < torch.tensor(lengths).unsqueeze(1)
+    tokens = torch.randn(B, T, D)
+
+    def known(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
+        return replace(signal(B, T, mask), task=torch.zeros(B, dtype=torch.long), counts=(T - 1, 0, 1, 0))
+
+    padded = router(tokens, known(B, T, mask))
+    answer, number = padded.combine(padded.dispatch(tokens.masked_fill(~mask.unsqueeze(-1), 0))), torch.zeros(E).long()
+    for b, length in enumerate(lengths):
+        left = tokens[b : b + 1, mask[b]]
+        alone = router(left, known(1, length))
+        torch.testing.assert_close(total_weight(padded)[b, mask[b]], total_weight(alone)[0])
+        torch.testing.assert_close(answer[b, mask[b]], alone.combine(alone.dispatch(left))[0])
+        if isinstance(padded, Sparse):
+            assert torch.equal(padded.index[b, mask[b]], sparse(alone).index[0])
+        number += alone.counts
+    assert padded.counts.tolist() == number.tolist()
+    assert not total_weight(padded)[~mask].any()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
 def test_when_all_is_masked_nobody_is_served(name):
     mask = torch.zeros(2, 7, dtype=torch.bool)
     routing = ROUTERS[name]()(torch.randn(2, 7, D), signal(2, 7, mask))
@@ -188,7 +219,7 @@ def test_when_all_is_masked_nobody_is_served(name):
         assert torch.stack([loss(routing, mask=mask) for loss in LOSSES.values()]).isfinite().all()
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("name", ROUTERS)
 def test_nan_tokens_are_an_error(name):
     router = ROUTERS[name]()
     if not list(router.parameters()):
@@ -200,7 +231,7 @@ def test_nan_tokens_are_an_error(name):
         router(tokens, signal(1, 5))
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("name", ROUTERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_with_large_logits_gives_numbers(name, dtype):
     router = ROUTERS[name]().to(dtype)

@@ -138,7 +138,7 @@ def test_dropped_tokens_get_zero():
     assert answer[~dropped].any(-1).all()
 
 
-@pytest.mark.parametrize("router", sorted(ROUTERS.keys() - {"expert_preferred"}))
+@pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (2, 5)])
 @pytest.mark.parametrize("kept", [True, False])
 def test_empty_single_and_masked_input(router: str, shape: tuple[int, int], kept: bool):

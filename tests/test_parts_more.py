@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -171,6 +172,20 @@ def test_a_graph_mixes_neighbours_and_gives_the_class_token_their_mean():
     assert differs.tolist() == [False, True, True, False, True, True]
     with pytest.raises(ValueError, match="the grid must fit the tokens"):
         score(tokens, Signal(grid=(3, 3)))
+
+
+@pytest.mark.parametrize("neighbours", [around, partial(nearest, k=2), alone])
+def test_a_graph_beside_a_class_token_hears_no_padding(neighbours):
+    score, tokens = Graph(D, 5, E, neighbours=neighbours), torch.randn(2, 2 + 6, D)
+    # The last row of the grid is padding, of the first item alone.
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[0, 5:] = False
+    padded = score(tokens, Signal(grid=(2, 3), mask=mask, ids=torch.zeros(2, 8)))
+    torch.testing.assert_close(padded[:1, :5], score(tokens[:1, :5], Signal(grid=(1, 3))))
+    torch.testing.assert_close(padded[1:], score(tokens[1:], Signal(grid=(2, 3))))
+    torch.testing.assert_close(padded[0, 0], padded[0, 2:5].mean(0))
+    mask[0, 2:] = False
+    assert not score(tokens, Signal(grid=(2, 3), mask=mask))[0, :2].any()
 
 
 def routed(probable: list[list[float]]) -> Sparse:

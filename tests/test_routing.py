@@ -1,6 +1,7 @@
 """Capacity and choice: the published values, values small enough to check by hand, and laws."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from nestor.routing.adjust import Softmax
 from nestor.routing.capacity import solve, whole
-from nestor.routing.choose import expert_preferred
-from nestor.routing.router import ExpertPreferredRouter
-from nestor.routing.score import Linear, Sum, TrailingEnergy, Uniform
-from nestor.types import Capacity, Signal
+from nestor.routing.choose import expert_preferred, top_k
+from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
+from nestor.routing.score import ExpectedLoss, Linear, Sum, TrailingEnergy, Uniform
+from nestor.types import NOBODY, Capacity, Signal
 
+top_1 = partial(top_k, k=1)
 DOUBLING = (1 / 8, 1 / 4, 1 / 2, 1)
 
 
@@ -139,6 +142,51 @@ def test_counts_stay_exact_whatever_the_scores(value):
     scores = torch.randn(2, 9, 3)
     scores[:, ::2] = value
     assert expert_preferred(scores, (4, 3, 2)).counts.tolist() == [8, 6, 4]
+
+
+def test_masked_tokens_take_nobodys_place():
+    # Expert 2 likes the masked token 2 best, and takes the next one instead; the first expert gets what remains.
+    scores = torch.tensor([[[0.1, 0.6, 0.3], [0.3, 0.5, 0.2], [0.0, 0.1, 0.9], [0.6, 0.3, 0.1]]])
+    mask = torch.tensor([[True, True, False, True]])
+    decision = expert_preferred(scores, (2, 1, 1), mask)
+    assert decision.index.flatten().tolist() == [2, 1, NOBODY, 0]
+    assert decision.weight.flatten().tolist() == pytest.approx([0.3, 0.5, 0, 0.6])
+    # Where fewer are left than all want, the last experts come first.
+    few = torch.tensor([[False, True, True, False]])
+    assert expert_preferred(scores, (1, 2, 1), few).index.flatten().tolist() == [NOBODY, 1, 2, NOBODY]
+    assert expert_preferred(scores, (1, 0, 3), few).index.flatten().tolist() == [NOBODY, 2, 2, NOBODY]
+    alone = expert_preferred(scores[:, mask[0]], (1, 1, 1))
+    assert torch.equal(alone.index, decision.index[:, mask[0]])
+
+
+@pytest.mark.parametrize("router", [ExpertPreferredRouter, lambda score: ComposedRouter(score, [Softmax()], top_1)])
+@pytest.mark.parametrize("kind", ["linear", "sum", "trailing", "loss"])
+def test_finite_tokens_give_finite_weights_in_half_precision_too(router, kind):
+    scores = {
+        "linear": Linear(8, 4),
+        "sum": Sum([Linear(8, 4), Linear(8, 4)]),
+        "trailing": TrailingEnergy(2, 4),
+        "loss": ExpectedLoss(2, 8, 4),
+    }
+    made = router(scores[kind])
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    even = Signal(counts=(2, 2, 2, 2))
+    for tokens in (torch.randn(1, 8, 8) * 1e20, (torch.randn(1, 8, 8) * 6e4).clamp(-6e4, 6e4).half()):
+        routing = made.to(tokens.dtype)(tokens, even)
+        assert routing.weight.isfinite().all()
+        spoilt = tokens.index_fill(1, torch.tensor(3), torch.nan)
+        with pytest.raises(ValueError, match=r"got NaN for 1 of 8 tokens"):
+            made(spoilt, even)
+
+
+def test_a_linear_score_is_in_single_precision_whatever_surrounds_it():
+    score, tokens = Linear(6, 3), torch.randn(2, 5, 6)
+    torch.nn.init.normal_(score.weight)
+    single = score(tokens, Signal())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(score(tokens, Signal()), single)
+    assert score.bfloat16()(tokens.bfloat16(), Signal()).dtype == torch.float32
 
 
 def test_trailing_energy_orders_tokens_the_same_with_every_expert():

@@ -16,6 +16,9 @@ from nestor.routing.router import ComposedRouter
 from nestor.routing.score import Score
 from nestor.types import NOBODY, Origin, Router, Signal, Sparse
 
+LONG = 1e36
+"""The greatest square of a query's length: its own square root can be squared and is still a number."""
+
 
 @final
 class Always(Router):
@@ -67,6 +70,7 @@ class Always(Router):
             F.pad(chosen.origin.logits, (S, 0), value=NEVER),
             F.pad(chosen.origin.noisy, (S, 0), value=NEVER),
             self._renamed(chosen.origin.wanted),
+            chosen.origin.mask,
         )
         return Sparse(F.pad(chosen.scores, (S, 0)), index, weight, origin)
 
@@ -103,7 +107,7 @@ class Lengths(Score):
         with torch.autocast(tokens.device.type, enabled=False):
             asked = F.linear(tokens.float(), weight.flatten(0, 1), bias.flatten()).unflatten(-1, weight.shape[:2])
             # The root of zero has no gradient; a query that small is nobody's.
-            length = (asked.square().sum(-1) + 1e-12).sqrt()
+            length = (asked.square().sum(-1).clamp(max=LONG) + 1e-12).sqrt()
             spread = (length - length.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
             return length / (spread + 1e-12).sqrt()
 

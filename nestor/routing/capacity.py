@@ -6,10 +6,14 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
+
 from nestor.types import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
 
 def solve(budget: float, costs: Sequence[float]) -> Capacity:
@@ -97,17 +101,23 @@ def whole(capacity: Capacity, tokens: int, cost: Callable[[Sequence[int]], float
     return tuple(counts)
 
 
-def per_expert(tokens: int, experts: int, factor: float, choices: int = 1) -> int:
+def per_expert(tokens: Tensor, experts: int, factor: float, choices: int = 1) -> Tensor:
     """Tokens for each expert: `factor` times an even share of all choices, rounded up, at least one, at most all.
+
+    Args:
+        tokens: of each item, (B,) or any other shape, which is that of the answer too.
+        experts: E.
+        factor: 1 is an even share.
+        choices: K.
 
     Raises:
         ValueError: when the factor is not positive.
     """
     if not factor > 0:
         raise ValueError(f"the capacity factor must be positive; got {factor}. 1 is an even share.")
-    # Without the slack, 1.2 times 10 would be 13 rounded up.
-    even = math.ceil(tokens * choices * factor / experts - 1e-6)
-    return min(tokens, max(1, even))
+    # Without the slack, 1.2 times 10 would be 13 rounded up; single precision would need more of it.
+    even = ((tokens * choices).double() * factor / experts - 1e-6).ceil().clamp_min(1)
+    return torch.minimum(tokens, even.to(tokens.dtype))
 
 
 def _shares(costs: Sequence[float], x: float) -> list[float]:

@@ -127,7 +127,8 @@ def expert_choice(
     Args:
         scores: become the weights.
         preference: whom an expert likes.
-        factor: each expert takes this multiple of an even share of the tokens (see `capacity.per_expert`), or else
+        factor: each expert takes this multiple of an even share of the item's tokens (see `capacity.per_expert`), of
+            which those that nobody may take, such as masked ones, do not count, or else
         counts: E numbers, how many tokens of an item each expert takes. Fewer where a mask leaves fewer.
         most: K, the most experts of one token, of which it keeps those it scores highest; E unless given.
 
@@ -141,15 +142,18 @@ def expert_choice(
     _, T, E = scores.shape
     if (factor is None) == (counts is None):
         raise ValueError(f"give a factor or counts; got factor {factor} and counts {counts}.")
-    wanted = tuple(counts) if counts is not None else (per_expert(T, E, factor or 0.0),) * E
-    if len(wanted) != E or not all(0 <= count <= T for count in wanted):
-        raise ValueError(f"counts must be {E} numbers between 0 and the {T} tokens; got {wanted}.")
+    if counts is not None and (len(counts) != E or not all(0 <= count <= T for count in counts)):
+        raise ValueError(f"counts must be {E} numbers between 0 and the {T} tokens; got {tuple(counts)}.")
     most = E if most is None else most
     _within("most", most, E)
     wish = _wish(scores, preference)
+    if counts is not None:
+        wanted = torch.tensor(tuple(counts), device=scores.device)
+    else:
+        wanted = per_expert((wish > -torch.inf).any(-1).sum(1), E, factor or 0.0).view(-1, 1, 1)
     order = wish.sort(dim=1, descending=True, stable=True).indices
     rank = torch.arange(T, device=scores.device).unsqueeze(-1)
-    late = rank >= torch.tensor(wanted, device=scores.device)
+    late = rank >= wanted
     refused = torch.zeros_like(wish, dtype=torch.bool).scatter(1, order, late.expand_as(wish))
     wish = wish.masked_fill(refused, -torch.inf)
     return _take(scores, wish, wish.sort(dim=-1, descending=True, stable=True).indices[..., :most])
@@ -180,7 +184,7 @@ def soft(scores: Tensor, preference: Tensor | None = None, *, slots: int) -> Sof
     return Soft(scores=take.sum(-1), give=give, take=take)
 
 
-def expert_preferred(scores: Tensor, counts: Sequence[int]) -> Sparse:
+def expert_preferred(scores: Tensor, counts: Sequence[int], mask: Tensor | None = None) -> Sparse:
     """Experts choose tokens, the last expert first, each exactly its count; the first takes the rest.
 
     Expert preferred routing (MoNE, algorithm 1): from the last expert down, each takes those tokens of every item that
@@ -190,6 +194,8 @@ def expert_preferred(scores: Tensor, counts: Sequence[int]) -> Sparse:
     Args:
         scores: (B, T, E), probabilities or logits.
         counts: E whole numbers that sum to T.
+        mask: (B, T), true where a token counts. The others are served by nobody, as if they were not there: the last
+            experts get their counts of the tokens that are left, and the first what then remains.
 
     Returns:
         A decision with K = 1; its weights are the scores of the chosen experts.
@@ -202,15 +208,24 @@ def expert_preferred(scores: Tensor, counts: Sequence[int]) -> Sparse:
         raise ValueError(f"counts must be {E} numbers that sum to {T} tokens; got {tuple(counts)}.")
     finite = torch.finfo(scores.dtype)
     free = scores.detach().clamp(finite.min / 2, finite.max)
+    free = free if mask is None else free.masked_fill(~mask.unsqueeze(-1), -torch.inf)
     index = torch.zeros_like(scores[..., 0], dtype=torch.long)
     for expert in range(E - 1, 0, -1):
         if counts[expert] == 0:
             continue
         chosen = free[..., expert].sort(dim=1, descending=True, stable=True).indices[:, : counts[expert]]
-        index = index.scatter(1, chosen, expert)
+        if mask is None:
+            index = index.scatter(1, chosen, expert)
+        else:
+            # There may be fewer left than the count: the others were masked or taken before.
+            left = free[..., expert].gather(1, chosen) > -torch.inf
+            index = index.scatter(1, chosen, torch.where(left, expert, index.gather(1, chosen)))
         free = free.scatter(1, chosen.unsqueeze(-1).expand(-1, -1, E), -torch.inf)
     index = index.unsqueeze(-1)
-    return Sparse(scores=scores, index=index, weight=scores.gather(-1, index))
+    weight = scores.gather(-1, index)
+    if mask is not None:
+        index, weight = (part.masked_fill(~mask.unsqueeze(-1), to) for part, to in ((index, NOBODY), (weight, 0)))
+    return Sparse(scores=scores, index=index, weight=weight)
 
 
 def _wish(scores: Tensor, preference: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -55,7 +56,8 @@ def alone(tokens: Tensor, signal: Signal) -> Tensor:
 class Graph(Score):
     """A graph convolution, ReLU, and a linear map to the experts: r = W2 relu(A x W1 + b), A normalised both ways.
 
-    Tokens that stand before the grid of patches, such as a class token, get the mean of the patches' logits.
+    Tokens that stand before the grid of patches, such as a class token, get the mean of the logits of those patches
+    that count.
 
     Args:
         width: D.
@@ -80,9 +82,10 @@ class Graph(Score):
             raise ValueError(f"the grid must fit the tokens; got {signal.grid} for {tokens.shape[1]} tokens.")
         with torch.autocast(tokens.device.type, enabled=False):
             patches = tokens[:, first:].float()
-            near = self.neighbours(patches, signal).float()
-            if signal.mask is not None:
-                counting = signal.mask[:, first:].float()
+            mask, ids = (part if part is None else part[:, first:] for part in (signal.mask, signal.ids))
+            near = self.neighbours(patches, replace(signal, mask=mask, ids=ids)).float()
+            if mask is not None:
+                counting = mask.float()
                 near = near * counting.unsqueeze(1) * counting.unsqueeze(2)
             scale = near.sum(-1).clamp_min(1).rsqrt()
             flow = near * scale.unsqueeze(-1) * scale.unsqueeze(-2)
@@ -90,7 +93,11 @@ class Graph(Score):
             logits = F.linear(F.relu(hidden), self.outward.float())
         if not first:
             return logits
-        return torch.cat([logits.mean(1, keepdim=True).expand(-1, first, -1), logits], 1)
+        mean = logits.mean(1, keepdim=True)
+        if mask is not None:
+            number = mask.sum(1, keepdim=True).clamp_min(1)
+            mean = (logits.masked_fill(~mask.unsqueeze(-1), 0).sum(1) / number).unsqueeze(1)
+        return torch.cat([mean.expand(-1, first, -1), logits], 1)
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for this many tokens."""

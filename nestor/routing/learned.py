@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestor.routing.score import Score
+from nestor.routing.score import Score, linear
 
 if TYPE_CHECKING:
     from nestor.types import Signal
@@ -28,7 +28,7 @@ class Dot(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        return _linear(tokens, self.weight)
+        return linear(tokens, self.weight)
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for this many tokens."""
@@ -58,7 +58,7 @@ class Cosine(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        angle = _linear(_unit(_linear(tokens, self.project)), _unit(self.keys.float()))
+        angle = linear(_unit(linear(tokens, self.project)), _unit(self.keys.float()))
         return angle * self.log_scale.float().clamp(max=self.reach).exp()
 
     def macs(self, tokens: int) -> int:
@@ -84,7 +84,7 @@ class MLP(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        return _linear(F.gelu(_linear(tokens, self.inward) + self.bias.float()), self.outward)
+        return linear(F.gelu(linear(tokens, self.inward) + self.bias.float()), self.outward)
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for this many tokens."""
@@ -119,8 +119,8 @@ class ProductKey(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        first, second = _linear(tokens, self.query).chunk(2, -1)
-        rows, columns = _linear(first, self.keys[0]), _linear(second, self.keys[1])
+        first, second = linear(tokens, self.query).chunk(2, -1)
+        rows, columns = linear(first, self.keys[0]), linear(second, self.keys[1])
         return (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
 
     def macs(self, tokens: int) -> int:
@@ -145,16 +145,11 @@ class Slots(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E * C), the slots of one expert side by side."""
-        return _linear(_unit(tokens.float()), self.scale.float() * _unit(self.phi.float()))
+        return linear(_unit(tokens.float()), self.scale.float() * _unit(self.phi.float()))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for this many tokens."""
         return tokens * self.phi.numel()
-
-
-def _linear(tokens: Tensor, weight: Tensor) -> Tensor:
-    with torch.autocast(tokens.device.type, enabled=False):
-        return F.linear(tokens.float(), weight.float())
 
 
 def _unit(rows: Tensor) -> Tensor:

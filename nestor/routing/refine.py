@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nestor.routing.capacity import per_expert
-from nestor.types import NOBODY, Sparse
+from nestor.types import NOBODY, Origin, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ def drop(
 ) -> Sparse:
     """No expert serves more tokens of an item than its capacity; the others become nobody's, with weight zero.
 
-    All first choices come before all second ones; among equals `order` decides.
+    All first choices come before all second ones; among equals `order` decides. Masked tokens count for nothing.
 
     Args:
         routing: the decision.
@@ -69,10 +69,11 @@ def drop(
         raise ValueError(f"give a factor or a capacity; got factor {factor} and capacity {capacity}.")
     if capacity is not None and capacity < 1:
         raise ValueError(f"capacity must be at least one token; got {capacity}. Remove experts that shall not work.")
-    room = per_expert(T, E, factor, K) if factor is not None else capacity or 0
+    counting = _counting(routing)
+    room = torch.full_like(counting, capacity or 0) if factor is None else per_expert(counting, E, factor, K)
     tokens = order(routing).unsqueeze(1).expand(B, K, T)
     queue = routing.index.mT.gather(2, tokens).flatten(1)
-    kept = _first(queue, E, room).unflatten(1, (K, T))
+    kept = _first(queue, E, room.unsqueeze(1)).unflatten(1, (K, T))
     kept = torch.zeros_like(kept).scatter(2, tokens, kept).mT
     return replace(routing, index=routing.index.masked_fill(~kept, NOBODY), weight=routing.weight.masked_fill(~kept, 0))
 
@@ -86,16 +87,31 @@ def drop_in_batch(
 ) -> Sparse:
     """The same as `drop`, with the tokens of all items in one queue: the capacity is that of the batch."""
     B, T, _ = routing.index.shape
-    scores, index, weight = (
-        part.flatten(0, 1).unsqueeze(0) for part in (routing.scores, routing.index, routing.weight)
-    )
-    joined = Sparse(scores, index, weight)
+    scores, index, weight = (_in_one(part) for part in (routing.scores, routing.index, routing.weight))
+    joined = Sparse(scores, index, weight, routing.origin and _joined(routing.origin))
     left = drop(joined, factor=factor, capacity=capacity, order=order)
     return replace(routing, index=left.index[0].unflatten(0, (B, T)), weight=left.weight[0].unflatten(0, (B, T)))
 
 
-def _first(queue: Tensor, experts: int, room: int) -> Tensor:
-    """(B, N) experts in order of arrival -> (B, N): whether each is among the first `room` of its expert."""
+def _in_one(part: Tensor) -> Tensor:
+    """(B, T, ...) -> (1, B * T, ...)."""
+    return part.flatten(0, 1).unsqueeze(0)
+
+
+def _joined(origin: Origin) -> Origin:
+    mask = None if origin.mask is None else _in_one(origin.mask)
+    return Origin(_in_one(origin.logits), _in_one(origin.noisy), _in_one(origin.wanted), mask)
+
+
+def _counting(routing: Sparse) -> Tensor:
+    """(B,): how many tokens of each item count."""
+    B, T, _ = routing.index.shape
+    mask = None if routing.origin is None else routing.origin.mask
+    return torch.full((B,), T, device=routing.index.device) if mask is None else mask.sum(1)
+
+
+def _first(queue: Tensor, experts: int, room: Tensor) -> Tensor:
+    """(B, N) experts in order of arrival -> (B, N): whether each is among the first `room` (B, 1) of its expert."""
     named = queue.masked_fill(queue == NOBODY, experts)
     together, order = named.sort(dim=1, stable=True)
     start = torch.searchsorted(together, together, side="left")

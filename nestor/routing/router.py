@@ -66,25 +66,9 @@ class ComposedRouter(Router):
         """(B, T, D) -> a decision.
 
         Raises:
-            ValueError: when a logit of a token that counts is NaN, when the mask is not (B, T), or when a soft
-                decision is to be refined.
+            ValueError: as in `judged`, or when a soft decision is to be refined.
         """
-        mask = signal.mask
-        if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be boolean of shape {tuple(tokens.shape[:2])}; got {mask.dtype} of {tuple(mask.shape)}. "
-                "True is where a token counts."
-            )
-        if mask is not None:
-            # Padding may hold anything; zero times NaN would still reach the score's gradient.
-            tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
-        logits = self.score(tokens, signal).float()
-        if not torch.compiler.is_compiling() and logits.isnan().any():
-            raise ValueError(
-                f"the router's logits must be numbers; got NaN for {int(logits.isnan().any(-1).sum())} of "
-                f"{tokens.shape[0] * tokens.shape[1]} tokens. Look for NaN in the tokens or in the score's weights."
-            )
-        logits = logits.clamp(-LIMIT, LIMIT)
+        mask, logits = signal.mask, judged(self.score, tokens, signal)
         proposal = Proposal(scores=logits, preference=logits, noisy=logits)
         for adjustment in self.adjustments:
             proposal = adjustment(proposal, signal)
@@ -93,7 +77,7 @@ class ComposedRouter(Router):
             preference = preference.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         routing = self.choice(proposal.scores, preference)
         if isinstance(routing, Sparse):
-            origin = Origin(logits=logits, noisy=proposal.noisy, wanted=routing.index)
+            origin = Origin(logits=logits, noisy=proposal.noisy, wanted=routing.index, mask=mask)
             routing = replace(routing, origin=origin)
             for refinement in self.refinements:
                 routing = refinement(routing)
@@ -110,23 +94,51 @@ class ComposedRouter(Router):
 
 @final
 class ExpertPreferredRouter(Router):
-    """Softmax over the experts, then expert preferred routing with the signal's counts (MoNE, section 3.2).
-
-    Raises:
-        ValueError: when the signal has no counts.
-    """
+    """Softmax over the experts, then expert preferred routing with the signal's counts (MoNE, section 3.2)."""
 
     def __init__(self, score: Score):
         super().__init__()
         self.score = score
 
     def forward(self, tokens: Tensor, signal: Signal) -> Sparse:
-        """(B, T, D) -> a decision with K = 1 whose weights are the probabilities of the chosen experts."""
+        """(B, T, D) -> a decision with K = 1 whose weights are the probabilities of the chosen experts.
+
+        Masked tokens are served by nobody; there are so many fewer for the first expert.
+
+        Raises:
+            ValueError: as in `judged`, or when the signal has no counts.
+        """
         if signal.counts is None:
             raise ValueError("expert preferred routing needs Signal(counts=...); got None.")
-        scores = self.score(tokens, signal).float().softmax(-1)
-        return expert_preferred(scores, signal.counts)
+        logits = judged(self.score, tokens, signal)
+        routing = expert_preferred(logits.softmax(-1), signal.counts, signal.mask)
+        return replace(routing, origin=Origin(logits=logits, noisy=logits, wanted=routing.index, mask=signal.mask))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of one decision over this many tokens."""
         return self.score.macs(tokens)
+
+
+def judged(score: Score, tokens: Tensor, signal: Signal) -> Tensor:
+    """(B, T, D) -> (B, T, E): what a score says, within +-LIMIT and in single precision; masked tokens are zeros to it.
+
+    Raises:
+        ValueError: when a logit of a token that counts is NaN, or the mask is not (B, T).
+    """
+    B, T, _ = tokens.shape
+    mask = signal.mask
+    if mask is not None and (mask.shape != (B, T) or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be boolean of shape {(B, T)}; got {mask.dtype} of {tuple(mask.shape)}. "
+            "True is where a token counts."
+        )
+    if mask is not None:
+        # Padding may hold anything; zero times NaN would still reach the score's gradient.
+        tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+    logits = score(tokens, signal).float()
+    if not torch.compiler.is_compiling() and logits.isnan().any():
+        raise ValueError(
+            f"the router's logits must be numbers; got NaN for {int(logits.isnan().any(-1).sum())} of "
+            f"{B * T} tokens. Look for NaN in the tokens or in the score's weights."
+        )
+    return logits.clamp(-LIMIT, LIMIT)

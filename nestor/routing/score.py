@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nestor.ops.noise import gumbel
 
@@ -39,7 +40,7 @@ class Linear(Score):
 
     def forward(self, tokens: Tensor, signal: Signal) -> Tensor:
         """(B, T, D) -> (B, T, E)."""
-        return nn.functional.linear(tokens, self.weight, self.bias)
+        return linear(tokens, self.weight, self.bias)
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for this many tokens."""
@@ -86,7 +87,7 @@ class TrailingEnergy(Score):
         return 0
 
     def _energy(self, tokens: Tensor) -> Tensor:
-        return tokens[..., self.start :].float().square().sum(-1).clamp_min(1e-12).log()
+        return _some(tokens[..., self.start :].float().square().sum(-1)).log()
 
 
 @final
@@ -115,8 +116,8 @@ class ExpectedLoss(Score):
     def features(self, tokens: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D + 2)."""
         x = tokens.float()
-        whole = x.square().sum(-1, keepdim=True).clamp_min(1e-12)
-        trailing = x[..., self.start :].square().sum(-1, keepdim=True).clamp_min(1e-12)
+        whole = _some(x.square().sum(-1, keepdim=True))
+        trailing = _some(x[..., self.start :].square().sum(-1, keepdim=True))
         return torch.cat([x * (whole / x.shape[-1]).rsqrt(), trailing.log(), whole.log()], -1)
 
     @torch.no_grad()
@@ -200,6 +201,17 @@ class Sum(Score):
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of all parts."""
         return sum(part.macs(tokens) for part in self.parts if isinstance(part, Score))
+
+
+def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W x + b in single precision, whatever surrounds it: half precision makes ties out of differences that decide."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        return F.linear(tokens.float(), weight.float(), None if bias is None else bias.float())
+
+
+def _some(energy: Tensor) -> Tensor:
+    """An energy whose logarithm is a number, though there may be none, or more than single precision holds."""
+    return energy.clamp(1e-12, torch.finfo(energy.dtype).max)
 
 
 def _ranks(experts: int) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,7 @@ class Renamed(Router):
             self._spread(old.origin.logits, NEVER),
             self._spread(old.origin.noisy, NEVER),
             self._name(old.origin.wanted),
+            old.origin.mask,
         )
         weight = old.weight.masked_fill(index == NOBODY, 0)
         return Sparse(self._spread(old.scores, 0.0), index, weight, origin)
@@ -125,6 +126,7 @@ class ByTask(Router):
                 torch.cat([origin.logits for origin in origins])[back],
                 torch.cat([origin.noisy for origin in origins])[back],
                 torch.cat([origin.wanted for origin in origins])[back],
+                signal.mask,
             )
             if joined
             else None,

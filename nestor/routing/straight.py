@@ -89,9 +89,8 @@ class StraightThrough(Router):
         one = self.free(tokens, signal)
         assert isinstance(one, Sparse)
         if signal.counts is not None:
-            exact = expert_preferred(one.scores, signal.counts)
-            index = exact.index if signal.mask is None else exact.index.masked_fill(~signal.mask.unsqueeze(-1), NOBODY)
-            return hard(replace(one, index=index, weight=exact.weight.masked_fill(index == NOBODY, 0)))
+            exact = expert_preferred(one.scores, signal.counts, signal.mask)
+            return hard(replace(one, index=exact.index, weight=exact.weight))
         if not self.training:
             return hard(one)
         E = one.scores.shape[-1]

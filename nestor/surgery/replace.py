@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from nestor.layers.mixture import Mixture
 from nestor.layers.slot import Slot
+from nestor.types import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
 Net = TypeVar("Net", bound=nn.Module)
 _SHOWN = 8
@@ -84,8 +86,10 @@ class Receipt:
 
 
 @torch.no_grad()
-def receipt(before: nn.Module, after: nn.Module, *inputs: Tensor, **named: Tensor) -> Receipt:
+def receipt(before: nn.Module, after: nn.Module, *inputs: object, **named: object) -> Receipt:
     """Compare two networks on the same input, both as for evaluation.
+
+    Of our own networks the logits are compared, or the tokens where one of the two has no head.
 
     Args:
         before: the network that was given.
@@ -96,7 +100,9 @@ def receipt(before: nn.Module, after: nn.Module, *inputs: Tensor, **named: Tenso
     Raises:
         ValueError: when an answer holds no tensor, or the shapes of the two differ.
     """
-    old, new = (_answer(model, inputs, named) for model in (before, after))
+    found = [_called(model, inputs, named) for model in (before, after)]
+    headless = any(isinstance(each, Output) and each.logits is None for each in found)
+    old, new = (_tensor(each, headless=headless) for each in found)
     if old.shape != new.shape:
         raise ValueError(
             f"both networks must give answers of one shape; got {tuple(old.shape)} before and {tuple(new.shape)} "
@@ -107,17 +113,23 @@ def receipt(before: nn.Module, after: nn.Module, *inputs: Tensor, **named: Tenso
     return Receipt(error=error, before=_parameters(before), after=_parameters(after))
 
 
-def _answer(model: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
-    was = model.training
+def _called(model: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> object:
+    was = {part: part.training for part in model.modules()}
     try:
-        found = model.eval()(*inputs, **named)
+        return model.eval()(*inputs, **named)
     finally:
-        model.train(was)
+        for part, training in was.items():
+            part.training = training
+
+
+def _tensor(found: Any, *, headless: bool) -> Tensor:
+    """The tensor that an answer is, or its first one."""
     while not isinstance(found, Tensor):
-        values = (
-            tuple(found.values()) if hasattr(found, "values") else found if isinstance(found, (tuple, list)) else ()
-        )
-        if not values:
+        if isinstance(found, Output):
+            found = found.tokens if headless or found.logits is None else found.logits
+            continue
+        values = tuple(found.values()) if hasattr(found, "values") else found
+        if not isinstance(values, (tuple, list)) or not values:
             raise ValueError(
                 f"a receipt needs answers that hold a tensor; got {type(found).__name__}. Wrap the network."
             )
