@@ -75,7 +75,7 @@ def _router(model: nn.Module, config: Any, kind: str, layer: int) -> ComposedRou
     if kind in SOFTMAX:
         refinements = [renormalise] if getattr(config, "norm_topk_prob", True) else []
         return ComposedRouter(AsGiven(), [Softmax()], choice, refinements)
-    scale = partial(_scaled, scale=config.routed_scaling_factor)
+    scale = partial(scaled, scale=config.routed_scaling_factor)
     if kind == "deepseek_v2":
         limited = config.topk_method == "group_limited_greedy"
         groups = [GroupLimit(groups=config.n_group, keep=config.topk_group, best=1)] if limited else []
@@ -87,5 +87,6 @@ def _router(model: nn.Module, config: Any, kind: str, layer: int) -> ComposedRou
     return ComposedRouter(AsGiven(), adjustments, choice, [*([renormalise] if config.norm_topk_prob else []), scale])
 
 
-def _scaled(routing: Sparse, *, scale: float) -> Sparse:
+def scaled(routing: Sparse, *, scale: float) -> Sparse:
+    """The same choice with all weights times a number."""
     return Sparse(routing.scores, routing.index, routing.weight * scale, routing.origin)

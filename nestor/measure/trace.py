@@ -92,11 +92,19 @@ class Watch:
         Raises:
             ValueError: when the number of layers changes.
         """
-        if self._seen and len(self._seen) != len(routings):
-            raise ValueError(f"layers must stay the same; got {len(routings)} after {len(self._seen)}. Watch anew.")
-        self._seen = self._seen or [[] for _ in routings]
-        for past, routing in zip(self._seen, routings, strict=True):
-            past.append(shares(routing, mask).sum((0, 1)).cpu())
+        self.count([shares(routing, mask).sum((0, 1)) for routing in routings])
+
+    def count(self, loads: Sequence[Tensor]) -> None:
+        """The same from what each layer's experts got (E,), for instance summed over processes or small batches.
+
+        Raises:
+            ValueError: when the number of layers changes.
+        """
+        if self._seen and len(self._seen) != len(loads):
+            raise ValueError(f"layers must stay the same; got {len(loads)} after {len(self._seen)}. Watch anew.")
+        self._seen = self._seen or [[] for _ in loads]
+        for past, load in zip(self._seen, loads, strict=True):
+            past.append(load.detach().cpu())
             del past[: -self.steps]
         for layer, expert in self.dead():
             if (layer, expert) not in self._told:
@@ -104,13 +112,23 @@ class Watch:
                 warnings.warn(
                     f"expert {expert} of layer {layer} got at most {self.least:.0%} of an even share in {self.steps} "
                     "steps. Raise the balance loss, add noise, or remove it.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
 
     def loads(self) -> tuple[Tensor, ...]:
         """For each layer (E,): each expert's share of the tokens over the steps that are remembered."""
         totals = [torch.stack(past).sum(0) for past in self._seen]
         return tuple(total / total.sum().clamp_min(1e-20) for total in totals)
+
+    def numbers(self) -> dict[str, float]:
+        """By name, for logs: of each layer the least and the greatest load, 1 being even, and how many are dead."""
+        dead, told = self.dead(), {}
+        for layer, load in enumerate(self.loads()):
+            relative = load * len(load)
+            told[f"experts/{layer}/least"] = relative.min().item()
+            told[f"experts/{layer}/most"] = relative.max().item()
+            told[f"experts/{layer}/dead"] = float(sum(each == layer for each, _ in dead))
+        return told
 
     def dead(self) -> tuple[tuple[int, int], ...]:
         """Layers and experts that got next to nothing; none before so many steps were seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from nestor import store
 from nestor.layers.maps import MapHead
+from nestor.models.adopted import Adopted, AdoptedSettings
 from nestor.models.latency import LatencyTable
 from nestor.models.mapped import Mapped, MapSettings
 from nestor.models.video import VideoSettings, VideoViT
@@ -21,11 +23,11 @@ from nestor.types import Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from nestor.models.video import Network
 
-KIND, VIDEO, MAP = "vit", "video", "map"
+KIND, VIDEO, MAP, ADOPTED = "vit", "video", "map", "adopted"
 LATENCIES = "latency.json"
 TRANSFORMERS = "nestor"
 """What transformers calls our networks, see `nestor.hub`."""
@@ -34,7 +36,7 @@ _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT, Mapped)
 
 
-def inside(model: Network) -> ViT | VideoViT | Mapped:
+def inside(model: Network | Adopted) -> ViT | VideoViT | Mapped | Adopted:
     """The network whose weights these are, without what wraps it or its backbone; weights are shared."""
     match model:
         case Wrapped():
@@ -45,12 +47,14 @@ def inside(model: Network) -> ViT | VideoViT | Mapped:
             return model
 
 
-def save_model(model: Network, folder: str | Path) -> None:
+def save_model(model: Network | Adopted, folder: str | Path) -> None:
     """Write a network into a folder, and beside it what was measured of its speed.
 
     Its budget, and what wraps it, are ways to run it and are not kept.
 
     The folder of a ViT serves transformers too, once `nestor.hub` is imported.
+
+    Of an adopted network weights are kept and not what it is built of; see `load_adopted`.
 
     Of a backbone that a rival runs (token merging, say), the network inside is kept.
 
@@ -58,6 +62,9 @@ def save_model(model: Network, folder: str | Path) -> None:
         OSError: the folder cannot be written.
     """
     model = inside(model)
+    if isinstance(model, Adopted):
+        store.save(Stored(kind=ADOPTED, settings=asdict(model.settings), tensors=model.state_dict()), folder)
+        return
     if isinstance(model, Mapped):
         settings = MapSettings(backbone=model.settings, widths=model.head.widths)
         store.save(Stored(kind=MAP, settings=asdict(settings), tensors=model.state_dict()), folder)
@@ -122,6 +129,31 @@ def load_video(folder: str | Path) -> VideoViT:
         ValueError: a file is damaged or newer, or settings and tensors do not make a video network.
     """
     return _load(folder, VIDEO, VideoSettings, VideoViT)
+
+
+def load_adopted(folder: str | Path, model: nn.Module) -> Adopted:
+    """Read an adopted network that `save_model` wrote into a copy of one of the same build.
+
+    Args:
+        folder: that was written.
+        model: to which the same was done as to the one that was saved; it stays as it is.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file is damaged or newer, or its tensors are not those of this network.
+    """
+    stored = store.load(folder)
+    where = f"{folder}/{store.CONFIG}"
+    if stored.kind != ADOPTED:
+        raise ValueError(f"{where} must be of kind {ADOPTED!r} to be loaded into a network; got {stored.kind!r}.")
+    made = Adopted(copy.deepcopy(model), store.decode(stored.settings, AdoptedSettings, "settings", where))
+    try:
+        made.load_state_dict(dict(stored.tensors))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder}/{store.WEIGHTS} does not fit this network: {error}. Do to it what was done to the one saved."
+        ) from error
+    return made.eval()
 
 
 def save_latencies(tables: Sequence[LatencyTable], folder: str | Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from nestor.layers.slot import recording
+from nestor.measure.traffic import shares
 from nestor.routing import losses
 from nestor.types import Signal, Sparse
 
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from nestor.measure.trace import Watch
     from nestor.types import Routing
+
+    Loss = Callable[..., Tensor]
 
 Trainer = TypeVar("Trainer", bound=type)
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "switch": losses.switch,
     "switch_by_item": losses.switch_by_item,
     "importance": losses.importance,
@@ -33,19 +37,32 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """One balance loss: its name in nestor.routing.losses and its weight.
+    """One balance loss and its weight.
+
+        Balance(kind="switch", weight=0.01)
+        Balance(kind=partial(losses.load, deviation=1 / E))
+        Balance(kind=partial(losses.importance, costs=milliseconds))
+        Balance(kind=losses.spread, weight=-0.01)
+
+    Attributes:
+        kind: its name in LOSSES, or a function of nestor.routing.losses with its settings bound; what it is called with
+            is a decision and `mask`.
+        weight: negative where there shall be more of it, as of `spread`, which no name stands for.
 
     Raises:
         ValueError: when there is no such loss, or the weight is not positive.
     """
 
-    kind: str = "switch"
+    kind: str | Loss = "switch"
     weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.kind not in LOSSES:
-            raise ValueError(f"kind must be one of {', '.join(LOSSES)}; got {self.kind!r}.")
-        if not self.weight > 0:
+        if not callable(self.kind) and self.kind not in LOSSES:
+            raise ValueError(
+                f"kind must be one of {', '.join(LOSSES)}, or a loss itself; got {self.kind!r}. Pass "
+                "partial(losses.NAME, ...) for one that has settings."
+            )
+        if not (self.weight > 0 or (callable(self.kind) and self.weight < 0)):
             raise ValueError(f"a balance loss needs a positive weight; got {self.weight}. Leave it out.")
 
 
@@ -110,7 +127,10 @@ def signal_of(inputs: Mapping[str, Any]) -> Signal:
 
 
 def balanced(
-    trainer: Trainer, parts: Sequence[Balance], signal: Callable[[Mapping[str, Any]], Signal] = signal_of
+    trainer: Trainer,
+    parts: Sequence[Balance],
+    signal: Callable[[Mapping[str, Any]], Signal] = signal_of,
+    watch: Watch | None = None,
 ) -> Trainer:
     """A subclass of a Trainer of transformers that adds balance losses of all slots to the loss.
 
@@ -121,8 +141,10 @@ def balanced(
 
     Args:
         trainer: Trainer or a subclass.
-        parts: which losses.
+        parts: which losses; may be none where there is a watch.
         signal: what the routers may consult, from a batch.
+        watch: sees the decisions of every small batch of training, those of all processes, and warns of experts that
+            get nothing. What it tells stands in every entry of the Trainer's log, which no callback could add to.
     """
 
     def compute_loss(
@@ -133,19 +155,31 @@ def balanced(
             loss, outputs = super(made, self).compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
+        if watch is not None and model.training:
+            loads = [shares(routing, known.mask).detach().sum((0, 1)) for routing in record.routings]
+            loads = [self.accelerator.reduce(load, "sum") for load in loads]
+            if self.is_world_process_zero():
+                watch.count(loads)
+        if not parts:
+            return (loss, outputs) if return_outputs else loss
         extra = balance(parts, record.routings, known.mask)
         if model.training and _scaled(self, num_items_in_batch):
             extra = extra / self.current_gradient_accumulation_steps
         loss = loss + extra.to(loss.device, loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
-    made: Any = type(f"Balanced{trainer.__name__}", (trainer,), {"compute_loss": compute_loss})
+    def log(self: Any, logs: dict[str, float], *rest: Any, **named: Any) -> None:
+        told = {} if watch is None else watch.numbers()
+        super(made, self).log({**logs, **told}, *rest, **named)
+
+    made: Any = type(f"Balanced{trainer.__name__}", (trainer,), {"compute_loss": compute_loss, "log": log})
     return cast("Trainer", made)
 
 
 def _loss(part: Balance | Guide, routing: Sparse, mask: Tensor | None, labels: Tensor | None) -> Tensor:
     if isinstance(part, Balance):
-        return LOSSES[part.kind](routing, mask=mask)
+        loss = part.kind if callable(part.kind) else LOSSES[part.kind]
+        return loss(routing, mask=mask)
     if labels is None or routing.origin is None or int(labels.max()) >= len(part.groups):
         got = "none" if labels is None else int(labels.max()) + 1
         raise ValueError(

@@ -24,7 +24,9 @@ def label_weight(model: Network, pictures: Examples, settings: Fit, teacher: Net
 def sandwiched(model: Network, settings: Fit, teacher: Network | None) -> bool:
     """Whether the full network runs beside the drawn budget."""
     if settings.sandwich is None:
-        return teacher is None and model.settings.nest.experts > 1
+        # Composed and adopted networks have no nest.
+        nest = getattr(model.settings, "nest", None)
+        return teacher is None and nest is not None and nest.experts > 1
     return settings.sandwich
 
 
@@ -103,6 +105,12 @@ def _check_teacher(model: Network, teacher: Network, settings: Fit, shape: tuple
             "Give both a head for the same classes, or set Distil(logits=0)."
         )
     if tokens:
+        other = next((each for each in (teacher, model) if not hasattr(each.settings, "nest")), None)
+        if other is not None:
+            raise ValueError(
+                f"tokens are matched between vision transformers of ours only; got {type(other).__name__}. "
+                "Set Distil(prefix=0, patches=0)."
+            )
         pairs = {
             "width": (theirs.nest.widths[-1], ours.nest.widths[-1]),
             "prefix": (theirs.prefix, ours.prefix),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Types that Fit's annotations mention; of several, the first is meant where a file does not say.
-_KNOWN = {"Budgets": Sampled | Leaning | Chosen | Fixed, "Augment": Augment, "Balance": Balance, "Guide": Guide}
+_KNOWN = {
+    "Budgets": Sampled | Leaning | Chosen | Fixed,
+    "Augment": Augment,
+    "Balance": Balance,
+    "Guide": Guide,
+    "Loss": Callable,
+}
 
 
 def read_config(file: str | Path) -> dict[str, Any]:

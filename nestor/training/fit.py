@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from nestor.data import Examples
+    from nestor.measure.trace import Watch
+    from nestor.models.adopted import Adopted
+    from nestor.models.composed import Composed
     from nestor.models.video import Network
 
-Net = TypeVar("Net", bound="Network")
+Net = TypeVar("Net", bound="Network | Composed | Adopted")
 
 
 def fit(
@@ -31,6 +34,7 @@ def fit(
     tensorboard: str | Path | None = None,
     workers: int = 0,
     cpu: bool = False,
+    watch: Watch | None = None,
 ) -> Net:
     """Train a copy of a network over the budgets that the settings draw, and return it.
 
@@ -41,7 +45,8 @@ def fit(
 
     Args:
         model: stays as it is; a ViT, a rival that wraps one and is run as it runs (nestor.models.merged, pruned and
-            uniform), or a VideoViT with clips in place of pictures.
+            uniform), a VideoViT with clips in place of pictures, or a network of another library with mixtures in it
+            (nestor.models.adopted).
         pictures: labelled, unless a teacher teaches.
         settings: how to train; Fit() unless given.
         teacher: another network, whose full-budget tokens and logits are to be matched.
@@ -50,6 +55,9 @@ def fit(
         tensorboard: folder for TensorBoard's logs.
         workers: processes that decode pictures; 0 decodes between the steps.
         cpu: stay on the CPU where there is an accelerator.
+        watch: sees every step's decisions, those of all processes, and warns of experts that get nothing; what they
+            got is noted after each epoch and shown in TensorBoard. For routers that choose freely; a resumed run
+            begins to watch anew.
 
     Raises:
         ValueError: network, pictures, teacher and settings do not fit together, or a checkpoint in `out` belongs to
@@ -61,9 +69,11 @@ def fit(
         OSError: `out` cannot be written.
     """
     settings = settings or Fit()
-    check(model, pictures, settings, teacher, validate)
+    network = cast("Network", model)
+    check(network, pictures, settings, teacher, validate)
     accelerator = _accelerator(cpu)
-    run = Run(model, pictures, settings, teacher, None if out is None else Path(out), validate, accelerator)
+    folder = None if out is None else Path(out)
+    run = Run(network, pictures, settings, teacher, folder, validate, accelerator, watch)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         run.train(None if tensorboard is None else Path(tensorboard), workers)

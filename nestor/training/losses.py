@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestor.measure.traffic import shares
 from nestor.training.balance import balance
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def target(output: Output, loss: Distil) -> Target:
 class Objective(nn.Module):
     """A network with its loss, so that DistributedDataParallel sees all that happens between weights and gradient.
 
+    Pictures and clips fill all their tokens, so that there is no padding for balance losses to leave out.
+
     Args:
         model: the network to train.
         loss: weights of the parts.
@@ -70,6 +73,7 @@ class Objective(nn.Module):
         labels: weight of the cross-entropy to the labels.
         sandwich: whether the full network runs beside the drawn budget.
         balance: losses of the decisions that the network returns.
+        watched: whether what every expert got is returned too.
     """
 
     def __init__(
@@ -81,15 +85,19 @@ class Objective(nn.Module):
         labels: float,
         sandwich: bool,
         balance: Sequence[Balance | Guide] = (),
+        watched: bool = False,
     ):
         super().__init__()
         self.model, self.loss, self.smoothing = model, loss, smoothing
         self.labels, self.sandwich, self.balance = labels, sandwich, tuple(balance)
+        self.watched = watched
 
     def forward(
         self, images: Tensor, labels: Tensor, budget: float, logits: Tensor | None, tokens: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, and its weighted parts in the order of PARTS, without gradient.
+    ) -> tuple[Tensor, ...]:
+        """The loss, and its weighted parts in the order of PARTS, without gradient; then, if watched, layers' loads.
+
+        A load (E,) is what each expert of a layer got at the budget of this step.
 
         Args:
             images: (B, 3, H, W), or clips (B, F, 3, H, W).
@@ -100,14 +108,17 @@ class Objective(nn.Module):
         """
         teacher = Target(logits, tokens)
         if not self.sandwich or budget == 1:
-            parts = self._parts(self.model(images, budget=budget), labels, teacher)
+            output = self.model(images, budget=budget)
+            parts = self._parts(output, labels, teacher)
         else:
             full = self.model(images, budget=1.0)
             parts = self._parts(full, labels, teacher)
             if logits is None and tokens is None:
                 teacher = target(full, self.loss)
-            parts = parts + self._parts(self.model(images, budget=budget), labels, teacher)
-        return parts.sum(), parts.detach()
+            output = self.model(images, budget=budget)
+            parts = parts + self._parts(output, labels, teacher)
+        loads = [shares(routing).detach().sum((0, 1)) for routing in output.routings] if self.watched else []
+        return parts.sum(), parts.detach(), *loads
 
     def _parts(self, output: Output, labels: Tensor, teacher: Target) -> Tensor:
         loss, prefix = self.loss, self.model.settings.prefix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -12,13 +12,17 @@ from rich.progress import Progress as Bar
 from nestor.training.losses import PARTS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
     from torch.utils.tensorboard.writer import SummaryWriter
 
 Epoch: TypeAlias = "dict[str, object]"
-"""What was noted of one epoch: its number, mean losses, and accuracies where a set for validation was given."""
+"""What was noted of one epoch: its number, mean losses, and accuracies where a set for validation was given.
+
+With a watch also what each layer's experts got over the steps that it remembers, and who of them is dead.
+"""
 
 _EVERY = 30.0
 """Seconds between lines where there is no terminal."""
@@ -84,6 +88,12 @@ class Report:
             self._writer.add_scalar("budget", budget, done)
             self._writer.add_scalar("rate", rate, done)
 
+    def loads(self, done: int, numbers: Mapping[str, float]) -> None:
+        """Log what a watch saw, as `Watch.numbers` tells it."""
+        if self._writer is not None:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, done)
+
     def epoch(self, epoch: Epoch, done: int) -> None:
         """Tell of an epoch that has ended after `done` steps in all."""
         accuracies = epoch.get("accuracy")
@@ -93,6 +103,8 @@ class Report:
             if self._writer is not None:
                 for budget, value in accuracies.items():
                     self._writer.add_scalar(f"accuracy/{budget}", value, done)
+        if dead := epoch.get("dead"):
+            line += f"  dead experts: {', '.join(f'{expert} of layer {layer}' for layer, expert in cast('Any', dead))}"
         self.say(line)
         # Validation is not part of the next step's time.
         self._last = time.monotonic()

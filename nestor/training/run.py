@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from nestor.data import Examples
+    from nestor.measure.trace import Watch
     from nestor.models.video import Network
     from nestor.training.report import Epoch
     from nestor.training.settings import Fit
@@ -57,6 +58,7 @@ class Run:
         out: Path | None,
         validate: Examples | None,
         accelerator: Accelerator,
+        watch: Watch | None = None,
     ):
         self.settings, self.out, self.validate, self.accelerator = settings, out, validate, accelerator
         parts = accelerator.num_processes
@@ -84,10 +86,12 @@ class Run:
             labels=label_weight(model, pictures, settings, teacher),
             sandwich=sandwiched(model, settings, teacher),
             balance=settings.balance,
+            watched=watch is not None,
         )
         self.objective = accelerator.prepare(objective)
         self.progress = Progress(sums=(0.0,) * len(PARTS))
         self.kept: int | None = None
+        self.watch = watch
 
     def train(self, tensorboard: Path | None, workers: int) -> None:
         """Run all steps that are left, then keep the result; nothing is left where `out` holds it already."""
@@ -163,7 +167,7 @@ class Run:
             group["lr"] = rate * group["scale"]
         with autocast(self.accelerator.device, settings.precision):
             taught = self._taught(images)
-            loss, parts = self.objective(images, labels, budget, taught.logits, taught.tokens)
+            loss, parts, *loads = self.objective(images, labels, budget, taught.logits, taught.tokens)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), settings.clip)
         # All processes learn the same numbers, so that all of them stop or none.
@@ -178,7 +182,16 @@ class Run:
         sums = tuple(a + b for a, b in zip(self.progress.sums, values, strict=True))
         self.progress = replace(self.progress, step=step + 1, sums=sums)
         report.step(step + 1, parts=tuple(values), budget=budget, rate=rate, pictures=self.batch)
+        if self.watch is not None:
+            self._see(self.watch, loads, report)
         return asked > 0
+
+    def _see(self, watch: Watch, loads: list[Tensor], report: Report) -> None:
+        """Note what the experts got from all processes; one of them keeps watch and warns."""
+        together = [self.accelerator.reduce(load, "sum") for load in loads]
+        if self.accelerator.is_main_process:
+            watch.count([cast("Tensor", load) for load in together])
+            report.loads(self.progress.step, watch.numbers())
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Target:
@@ -196,6 +209,9 @@ class Run:
                 f"{budget:.2f}": _accuracy(self.student, self.validate, budget, self.settings.precision)
                 for budget in self.settings.budgets.shown(self.least)
             }
+        if self.watch is not None and self.accelerator.is_main_process:
+            note["loads"] = [load.tolist() for load in self.watch.loads()]
+            note["dead"] = [list(each) for each in self.watch.dead()]
         zero = (0.0,) * len(PARTS)
         self.progress = replace(self.progress, sums=zero, epochs=(*self.progress.epochs, note))
         if self.accelerator.is_main_process:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nestor.training.schedule import Sampled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nestor.data import Augment
     from nestor.training.balance import Balance, Guide
     from nestor.training.schedule import Budgets
@@ -109,12 +112,21 @@ class Fit:
 
 
 def described(value: object) -> object:
-    """A settings value as JSON can hold it; records bear their type's name."""
+    """A settings value as JSON can hold it; records bear their type's name, functions their own and what is bound."""
+    if isinstance(value, partial):
+        bound = {name: described(part) for name, part in value.keywords.items()}
+        return {"type": _name(value.func), "given": described(value.args)} | bound
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__} | {f.name: described(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (list, tuple)):
         return [described(part) for part in value]
-    return value
+    return _name(value) if callable(value) else value
+
+
+def _name(function: Callable[..., object]) -> str:
+    """Where a function or the type of a callable value is found."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _require(name: str, value: object, holds: bool, rule: str) -> None:
