@@ -128,7 +128,8 @@ def _scored(settings: Settings, folder: Path, piece: tuple[int, str]) -> dict[st
         networks["nested, untuned"] = nest(dense, settings.images())
         networks["nested, random router"] = randomly_routed(networks["nested"])
         networks["uniform width"] = Uniform(networks["nested"])
-    return {name: aurocs(network, settings.parts()[1], settings.budgets) for name, network in networks.items()}
+    cells = settings.parts()[1]
+    return {name: aurocs(network, cells, settings.budgets, seed=seed) for name, network in networks.items()}
 
 
 def _accuracy(auroc: list[dict[str, dict[str, float]]], took: dict[str, dict[str, dict[float, float]]]) -> list[Claim]:

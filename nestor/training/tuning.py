@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from nestor.data import Augment
 from nestor.data.kept import decoded
 from nestor.training.fit import fit
@@ -135,5 +137,9 @@ def tune(variant: Variant, dense: ViT, tuning: Tuning, seed: int, out: Path) -> 
     Raises:
         Exception: as in `fit`.
     """
-    start, how = variant.start(dense, tuning.images()), variant.how(tuning.how(seed))
+    with torch.random.fork_rng():
+        # Some routers start at random.
+        torch.manual_seed(seed)
+        start = variant.start(dense, tuning.images())
+    how = variant.how(tuning.how(seed))
     return fit(start, tuning.parts()[0], how, teacher=dense if variant.taught else None, out=out)
