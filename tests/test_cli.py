@@ -270,12 +270,17 @@ def test_debug_shows_where_an_error_arose(home: Path, tmp_path: Path):
     assert isinstance(result.exception, FileNotFoundError)
 
 
-def test_faults_of_ours_are_not_hidden(home: Path, elastic: Path, monkeypatch: pytest.MonkeyPatch):
+def test_faults_of_ours_are_one_line_unless_asked_for_more(home: Path, elastic: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(*arguments: Any, **more: Any) -> None:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr("nestor.api.prepare.load_model", broken)
-    assert isinstance(run("profile", elastic, "--data", home / "photos").exception, RuntimeError)
+    asked = ("profile", elastic, "--data", home / "photos")
+    result = run(*asked)
+    assert (result.exit_code, "Traceback" in result.stderr) == (70, False)
+    assert "RuntimeError: a fault. This should not happen; --debug shows where it does." in result.stderr
+    for told in (("--debug", *asked), (*asked, "--debug")):
+        assert isinstance(run(*told).exception, RuntimeError)
 
 
 def test_ctrl_c_ends_with_130(home: Path, elastic: Path, monkeypatch: pytest.MonkeyPatch):
@@ -343,3 +348,11 @@ def test_the_front_lists_what_it_has():
     assert all(getattr(nestor, name) is not None for name in nestor.__all__)
     with pytest.raises(AttributeError, match="nestor has no 'nothing'"):
         _ = nestor.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.callback.__name__)
+def test_every_command_shows_an_example_and_speaks_json(command: Any):
+    name = command.callback.__name__
+    told = run(name, "--help").stdout
+    assert f"Example: nestor {name}" in told
+    assert "--json" in told or name in ("nest", "show")

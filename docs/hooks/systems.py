@@ -54,7 +54,8 @@ def _index(evidence: Path) -> str:
     parts = [
         "# Systems",
         f"{len(known)} published systems that Nestor is to contain: {counts}.",
-        "*Works*: every claim of every proof holds. *Partly*: it is built. Claims that do not hold are shown as such. "
+        "*Works*: every claim of every proof holds, by evidence of the sources as they are. *Partly*: it is built. "
+        "Claims that do not hold are shown as such. "
         "The same list in a terminal: `nestor recipes`.",
     ]
     for field, group in groupby(known, key=lambda pair: pair[0].field):
@@ -78,7 +79,9 @@ def _table(known: list[tuple[System, State]]) -> str:
 def _recipe(name: str, evidence: Path) -> str:
     recipe, found = find(name), record(name, evidence)
     paper = f"Paper: [arXiv {recipe.ARXIV}](https://arxiv.org/abs/{recipe.ARXIV})." if recipe.ARXIV else "No paper."
-    parts = [f"---\ntitle: {name}\n---\n# {recipe.TITLE}", f"**{recipe.IDEA}**", paper, "## Mechanism"]
+    parts = [f"---\ntitle: {name}\n---\n# {recipe.TITLE}", f"**{recipe.IDEA}**", paper]
+    parts += [f"Published claim: {each.claim}" for each in systems() if name in each.recipes]
+    parts.append("## Mechanism")
     parts += [_mechanism(recipe.__doc__ or ""), "## Claims"]
     if found is None:
         parts.append("No full proof was run yet. This one makes the evidence:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nestor.cli import parse
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Size
+from nestor.cli.options import AsJson, Size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 
 def clock(
-    folder: Annotated[Path, typer.Argument(help="A folder saved by Nestor.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="model", help="A folder saved by Nestor.", show_default=False)],
     size: Size = None,
     batches: Annotated[str, typer.Option("--batches", help="Numbers of pictures of one call.")] = "1",
     precisions: Annotated[str, typer.Option("--precisions", help="Number formats of the weights.")] = "float32",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each budget is timed.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
-    """Time a network on this machine and keep the times beside it, so that its budget can be given in milliseconds."""
+    """Time a network on this machine and keep the times beside it, so that its budget can be given in milliseconds.
+
+    Example: nestor clock elastic/ --batches 1,16 --precisions float32,bfloat16
+    """
     sizes, formats = parse.batches(batches), parse.precisions(precisions)
 
     import nestor
@@ -45,7 +50,11 @@ def clock(
     timed = nestor.clock(model, size=size, batches=sizes, precisions=formats, rounds=rounds)
     save_latencies(timed.latencies, folder)
     known = {id(table) for table in model.latencies}
-    results().print(_table([table for table in timed.latencies if id(table) not in known]))
+    taken = [table for table in timed.latencies if id(table) not in known]
+    if as_json:
+        give([asdict(table) for table in taken])
+    else:
+        results().print(_table(taken))
     say(f"Times: {folder / LATENCIES}. Use them: model.budget = nestor.Latency(ms=...)")
 
 

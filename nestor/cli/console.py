@@ -16,9 +16,9 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a user can repair; anything else is a fault of ours and shows where it arose.
+# What a user can repair; anything else is a fault of ours, or of what is installed.
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
-FAILED, INTERRUPTED = 2, 130
+FAILED, FAULT, INTERRUPTED = 2, 70, 130
 PATIENCE = 2.0
 
 
@@ -60,8 +60,18 @@ def waiting(what: str) -> Iterator[None]:
 class Commands(TyperGroup):
     """Commands whose errors are one line."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take --debug wherever it stands."""
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:
+            args = ["--debug", *(each for each in args[:end] if each != "--debug"), *args[end:]]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for; exit with 2 on an error that a user can repair, with 130 on Ctrl-C."""
+        """Run the command that was asked for.
+
+        Exits with 2 on an error that a user can repair, with 70 on any other, with 130 on Ctrl-C.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
@@ -70,10 +80,19 @@ class Commands(TyperGroup):
         except EXPECTED as error:
             if ctx.params.get("debug"):
                 raise
-            message = str(error) or type(error).__name__
-            console = Console(stderr=True, highlight=False)
-            console.print(f"Error: {message}", style="red", markup=False, soft_wrap=True)
+            _complain(str(error) or type(error).__name__)
             raise typer.Exit(FAILED) from None
+        except (typer.TyperException, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            _complain(f"{type(error).__name__}: {error}. This should not happen; --debug shows where it does.")
+            raise typer.Exit(FAULT) from None
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, highlight=False).print(f"Error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def _silent() -> bool:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Folder, Size
+from nestor.cli.options import AsJson, Folder, Size
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _MEASURED = "profile.json"
@@ -39,6 +39,7 @@ def demo(
     size: Size = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 7860,
+    as_json: AsJson = False,
 ) -> None:
     """Show a web page: drop a picture, drag the budget, see what the network looks at, answers and costs.
 
@@ -70,7 +71,10 @@ def demo(
     server = Server(view, model.expanduser().resolve().name, host=host, port=port)
     if host not in _LOCAL:
         say(f"Everybody who reaches {host} sees this page and may upload pictures to it.")
-    results().print(f"{server.address} shows {model}; Ctrl-C ends it", markup=False, soft_wrap=True)
+    if as_json:
+        give({"address": server.address, "model": str(model)})
+    else:
+        results().print(f"{server.address} shows {model}; Ctrl-C ends it", markup=False, soft_wrap=True)
     server.serve_until_told()
 
 

@@ -21,7 +21,12 @@ from nestor.cli.options import AsJson
 
 MISSING = 1
 CORE = ("torch", "numpy", "safetensors", "pillow", "typer", "rich")
-OPTIONAL = ("accelerate", "transformers", "datasets", "huggingface_hub", "timm", "matplotlib", "onnx", "pandas")
+OPTIONAL = (
+    *("accelerate", "transformers", "peft", "datasets", "huggingface_hub", "timm", "matplotlib", "tensorboard"),
+    *("onnx", "onnxscript", "onnxruntime", "pandas", "pyarrow", "pyyaml", "fastapi", "uvicorn", "gradio", "ray"),
+)
+# Commands that need nothing beyond the core.
+PLAIN = ("clock", "recipes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def doctor(
 
     Example: nestor doctor fit show
     """
-    known = sorted({name for need in NEEDS for name in need.commands})
+    known = sorted({*PLAIN, *(name for need in NEEDS for name in need.commands)})
     if unknown := [name for name in commands or () if name not in known]:
         raise ValueError(f"doctor knows {', '.join(known)}; got {', '.join(unknown)}. Ask about one of these.")
     needs = [need for need in NEEDS if not commands or set(commands) & set(need.commands)]

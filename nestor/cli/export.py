@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from nestor.cli import parse
+from nestor.cli.console import give, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import waiting
-from nestor.cli.options import Folder, Size
+from nestor.cli.options import AsJson, Folder, Size
 
 
 def export(
@@ -49,8 +49,12 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a program for one budget that runs without Nestor, once it was found to give what the network gives."""
+    """Write a program for one budget that runs without Nestor, once it was found to give what the network gives.
+
+    Example: nestor export elastic/ --budget 0.5 --out elastic.onnx
+    """
     out = parse.writable_file(out)
     wanted = (1.0,) if budget is None else tuple(budget)
 
@@ -72,5 +76,8 @@ def export(
             outputs=None if outputs is None else tuple(outputs.split(",")),
             overwrite=overwrite,
         )
+    if as_json:
+        give([{"file": str(file), "bytes": file.stat().st_size} for file in written])
+        return
     for file in written:
         results().print(f"{file}: {file.stat().st_size / 1e6:.3g} MB", markup=False, soft_wrap=True)

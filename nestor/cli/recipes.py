@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nestor.cli.console import give
+from nestor.cli.console import give, say
 from nestor.cli.console import out as results
 from nestor.cli.options import AsJson
 
@@ -29,7 +29,10 @@ def recipes(
     evidence: Evidence = Path("evidence"),
     as_json: AsJson = False,
 ) -> None:
-    """List the published systems and how far each has come, or explain one of them."""
+    """List the published systems and how far each has come, or explain one of them.
+
+    Example: nestor recipes "Soft MoE"
+    """
     from nestor.recipes.catalogue import STATES, state, system, systems
 
     known = systems() if name is None else (system(name),)
@@ -40,19 +43,24 @@ def recipes(
     elif name is not None:
         _explain(known[0], evidence)
     else:
-        table = _table("name", "paper", "field", "recipe", "state", "claims that hold")
+        table = _table("name", "paper", "field", "recipe", "state", "claims that hold", "evidence")
         for each, at in zip(known, states, strict=True):
-            table.add_row(each.name, each.arxiv, each.field, ", ".join(each.recipes), at.state, _held(at.evidence))
+            made = ("current" if at.current else "of earlier sources") if at.evidence else ""
+            row = (each.name, each.arxiv, each.field, ", ".join(each.recipes), at.state, _held(at.evidence), made)
+            table.add_row(*row)
         results().print(table)
         counts = Counter(at.state for at in states)
         results().print(", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f" of {len(known)}")
+        if not evidence.is_dir():
+            say(f"No folder {evidence}, and so no evidence: --evidence names it, or go to where Nestor was cloned.")
 
 
 def prove(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe, see `nestor recipes`; by default all whose evidence is missing or of earlier sources.",
+            help="A recipe or a system, see `nestor recipes`; by default all recipes whose evidence is missing or of "
+            "earlier sources.",
             show_default=False,
         ),
     ] = None,
@@ -65,18 +73,19 @@ def prove(
 
     Example: nestor prove mone_pretrained
     """
+    from nestor.recipes.catalogue import recipes_of
     from nestor.recipes.evidence import due
     from nestor.recipes.evidence import prove as run
 
-    records = []
-    for each in due(evidence) if name is None else (name,):
+    records, chosen = [], due(evidence) if name is None else recipes_of(name)
+    for each in chosen:
         target = run(each, quick=quick, evidence=evidence, runs=runs)
         records.append({"evidence": str(target), **json.loads(target.read_text())})
         if not as_json:
             results().print(_claims(records[-1]))
             results().print(f"Evidence: {target}", markup=False, soft_wrap=True)
     if as_json:
-        give(records if name is None else records[0])
+        give(records[0] if len(chosen) == 1 else records)
     elif not records:
         results().print("All evidence is of the sources as they are.")
 
@@ -85,19 +94,21 @@ def _explain(known: System, evidence: Path) -> None:
     from nestor.recipes.catalogue import state
     from nestor.recipes.evidence import find
 
-    at, say = state(known, evidence), results()
-    say.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
+    at, told = state(known, evidence), results()
+    told.print(f"[bold]{known.name}[/bold]  {known.title} (arXiv {known.arxiv}, {known.year}; {known.field})")
+    told.print(known.idea, markup=False)
+    told.print(f"Published claim: {known.claim}", markup=False)
     if not known.recipes:
-        say.print("Not built yet.")
+        told.print("Not built yet.")
     records = {record["recipe"]: record for record in at.evidence}
     for name in known.recipes:
         recipe = find(name)
-        say.print(recipe.IDEA, markup=False)
-        say.print((recipe.__doc__ or "").strip(), markup=False)
+        told.print(f"\n[bold]{name}[/bold]")
+        told.print((recipe.__doc__ or "").strip(), markup=False)
         if name in records:
             _tell(name, records[name])
         else:
-            say.print(f"No evidence in {evidence}. `nestor prove {name}` makes it.", markup=False)
+            told.print(f"No evidence in {evidence}. `nestor prove {name}` makes it.", markup=False)
 
 
 def _tell(name: str, record: dict) -> None:

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from nestor.cli import parse
+from nestor.cli.console import give, say, waiting
 from nestor.cli.console import out as results
-from nestor.cli.console import say, waiting
-from nestor.cli.options import Budgets, Folder, Size
+from nestor.cli.options import AsJson, Budgets, Folder, Size
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -43,8 +43,12 @@ def serve(
     ] = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Of a request's body.")] = 16_000_000,
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Of a picture.")] = 16_000_000,
+    as_json: AsJson = False,
 ) -> None:
-    """Serve a network that spends less on each request when traffic grows; SIGTERM drains, SIGHUP loads it anew."""
+    """Serve a network that spends less on each request when traffic grows; SIGTERM drains, SIGHUP loads it anew.
+
+    Example: nestor serve elastic/ --p95 80ms
+    """
     target = parse.seconds(p95, "p95")
     wanted = parse.budgets(budgets)
     parse.precision(precision)
@@ -77,6 +81,10 @@ def serve(
         )
     if host not in _LOCAL and not secrets:
         say(f"Everybody who reaches {host} may ask; --keys says who may.")
-    shown = ", ".join(f"{budget:g}" for budget in server.engine.served.budgets)
-    results().print(f"{server.address} serves {server.front.name} at budgets {shown}", markup=False, soft_wrap=True)
+    declared = server.engine.served.budgets
+    shown = ", ".join(f"{budget:g}" for budget in declared)
+    if as_json:
+        give({"address": server.address, "name": server.front.name, "budgets": declared})
+    else:
+        results().print(f"{server.address} serves {server.front.name} at budgets {shown}", markup=False, soft_wrap=True)
     server.serve_until_told()

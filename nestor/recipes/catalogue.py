@@ -23,6 +23,8 @@ class System:
         arxiv: number of the paper.
         year: of the paper.
         field: what it is about.
+        idea: of its authors.
+        claim: what they say that it reaches.
     """
 
     name: str
@@ -30,6 +32,8 @@ class System:
     arxiv: str
     year: int
     field: str
+    idea: str
+    claim: str
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -39,10 +43,10 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far a system has come: `works` when all claims of all its recipes hold, `partly` when it is built, `not yet`.
+    """How far a system has come: `works` when all claims of all its recipes hold by current evidence, else `partly`.
 
     Attributes:
-        state: one of STATES.
+        state: one of STATES; `not yet` for a system without a recipe.
         evidence: what the last full proof of each recipe found, as JSON gives it; those that have none are left out.
         current: whether all evidence was made with the sources as they are.
     """
@@ -56,10 +60,7 @@ class State:
 def systems() -> tuple[System, ...]:
     """All of them, by field."""
     text = Path(__file__).with_name("published.csv").read_text(encoding="utf-8")
-    return tuple(
-        System(name=row["name"], title=row["title"], arxiv=row["arxiv"], year=int(row["year"]), field=row["field"])
-        for row in csv.DictReader(text.splitlines())
-    )
+    return tuple(System(**{**row, "year": int(row["year"])}) for row in csv.DictReader(text.splitlines()))
 
 
 def system(name: str) -> System:
@@ -74,6 +75,20 @@ def system(name: str) -> System:
     raise ValueError(f"{name!r} is no published system that is known here. `nestor recipes` lists them all.")
 
 
+def recipes_of(name: str) -> tuple[str, ...]:
+    """Names of the recipes that a name stands for: a recipe, a system or the number of its paper.
+
+    Raises:
+        ValueError: nothing is known by this name, or the system is not built yet.
+    """
+    if name in names():
+        return (name,)
+    found = system(name)
+    if not found.recipes:
+        raise ValueError(f"{found.name} is not built yet, so that nothing can be proved. See `nestor recipes`.")
+    return found.recipes
+
+
 def state(known: System, evidence: Path) -> State:
     """How far a system has come by the evidence in this folder.
 
@@ -85,7 +100,7 @@ def state(known: System, evidence: Path) -> State:
     found = tuple(_read(evidence / f"{name}.json") for name in known.recipes if (evidence / f"{name}.json").is_file())
     holds = len(found) == len(known.recipes) and all(claim["holds"] for each in found for claim in each["claims"])
     current = bool(found) and all(each["sources"] == sources(each["recipe"]) for each in found)
-    return State(state="works" if holds else "partly", evidence=found, current=current)
+    return State(state="works" if holds and current else "partly", evidence=found, current=current)
 
 
 def _read(path: Path) -> dict:
