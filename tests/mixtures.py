@@ -1,10 +1,16 @@
 """Every score, router and kind of expert, tiny: what the laws are tested on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
+from inspect import isabstract
+from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
+import nestor
+from nestor.experts.adapted import Adapted
 from nestor.experts.cheap import Constant, Identity, Modulation, Zero
 from nestor.experts.feedforward import RELU, SWIGLU, FeedForward
 from nestor.experts.gated import Gated, Scaled
@@ -26,6 +32,7 @@ from nestor.routing.choose import (
     top_k,
     top_p,
 )
+from nestor.routing.fixed import Again, Shuffled
 from nestor.routing.floor import Raised
 from nestor.routing.given import Given, Hash, Jittered, Pooled, Segment, TaskBias, TaskDot, contents
 from nestor.routing.graph import Graph, nearest
@@ -36,9 +43,33 @@ from nestor.routing.router import ComposedRouter, ExpertPreferredRouter
 from nestor.routing.score import ExpectedLoss, Linear, Perturbed, Score, Sum, TrailingEnergy, Uniform
 from nestor.routing.several import ByTask, Renamed
 from nestor.routing.straight import StraightThrough
-from nestor.types import Experts, Router, Signal
+from nestor.types import Experts, Origin, Router, Signal, Sparse
 
 D, E = 8, 4
+
+
+def filled(score: Score) -> Score:
+    """With numbers in place of the zeros that some begin with."""
+    for parameter in score.parameters():
+        torch.nn.init.normal_(parameter)
+    return score
+
+
+def kinds(base: type, room: str) -> set[type]:
+    """All classes of a room that can be built and are of this kind."""
+    for path in Path(nestor.__path__[0], room).glob("[!_]*.py"):
+        import_module(f"nestor.{room}.{path.stem}")
+    found, left = set(), [base]
+    while left:
+        left += (below := left.pop().__subclasses__())
+        found |= {kind for kind in below if kind.__module__.startswith(f"nestor.{room}.") and not isabstract(kind)}
+    return found
+
+
+def met(things: Iterable[torch.nn.Module]) -> set[type]:
+    """The classes of these and of all their parts."""
+    return {type(part) for thing in things for part in thing.modules()}
+
 
 SCORES: dict[str, Callable[[], Score]] = {
     "linear": lambda: Linear(D, E),
@@ -105,6 +136,16 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "marks": lambda: ComposedRouter(Dot(D, E), [Softmax(), Marks(2)], partial(expert_choice, factor=2.0), [relative]),
     "always": lambda: Always(D, 2, ComposedRouter(Dot(D, E - 2), [Softmax()], partial(top_k, k=1))),
     "straight_through": lambda: StraightThrough(Dot(D, E), temperature=5.0),
+    "linear": lambda: ComposedRouter(filled(Linear(D, E)), [Softmax()], partial(top_k, k=2), [renormalise]),
+    "mlp": lambda: ComposedRouter(MLP(D, 5, E), [Softmax()], partial(top_k, k=2)),
+    "trailing_energy": lambda: ExpertPreferredRouter(Sum([TrailingEnergy(2, E), filled(Linear(D, E))])),
+    "expected_loss": lambda: ExpertPreferredRouter(ExpectedLoss(2, D, E)),
+    "lengths": lambda: ComposedRouter(SCORES["lengths"](), [Softmax()], partial(top_k, k=2), [renormalise]),
+    "uniform": lambda: ComposedRouter(Uniform(E), [Softmax()], partial(top_k, k=1)),
+    "perturbed": lambda: ComposedRouter(Sum([Dot(D, E), Perturbed(E)]), [Softmax()], partial(top_k, k=2)),
+    "task_bias": lambda: ComposedRouter(Sum([Dot(D, E), TaskBias(3, E)]), [Softmax()], partial(top_k, k=2)),
+    "again": Again,
+    "shuffled": lambda: Shuffled(E),
     "by_task": lambda: ByTask([ROUTERS[name]() for name in ("mixtral", "cosine", "deepseek")]),
 }
 # Weights of every token that counts add up to one, whatever the tokens.
@@ -122,14 +163,24 @@ NORMALISED = (
     "graph",
     "renamed",
     "straight_through",
+    "linear",
+    "lengths",
+    "again",
+    "shuffled",
     "by_task",
 )
+# What is drawn depends on how many numbers are drawn before.
+DRAWN = {"sampled", "shuffled", "uniform"}
 
 
 def signal(B: int, T: int, mask: torch.Tensor | None = None) -> Signal:
     """All that any router may ask for."""
     even = (T - 3 * (T // E), *(T // E,) * 3)
-    return Signal(counts=even, task=torch.arange(B) % 3, ids=torch.arange(T).expand(B, T) * 7, mask=mask)
+    ids = torch.arange(T).expand(B, T) * 7
+    index = (ids % E).unsqueeze(-1)
+    earlier = F.one_hot(index[..., 0], E).float()
+    before = Sparse(earlier, index, torch.ones(B, T, 1), Origin(earlier, earlier, index))
+    return Signal(counts=even, task=torch.arange(B) % 3, ids=ids, mask=mask, routing=before)
 
 
 EXPERTS: dict[str, Callable[[], Experts]] = {
@@ -155,6 +206,7 @@ EXPERTS: dict[str, Callable[[], Experts]] = {
     "linear": lambda: LinearExperts(D, E, out=3),
     "partly_shared": lambda: PartlyShared(D, 6, E, own=3),
     "joined": lambda: Joined([FeedForward(D, 6, 2), Identity(), Zero()]),
+    "adapted": lambda: Adapted(FeedForward(D, 6, E), 2, (0, 2, 3)),
     "unequal": lambda: Joined([FeedForward(D, 2, 1), LoRA(D, 1, 1), FeedForward(D, 9, 2, activation=SWIGLU)]),
 }
 

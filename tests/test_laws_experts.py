@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mixtures import EXPERTS, D, randomised
+from mixtures import EXPERTS, D, kinds, met, randomised
 from safetensors.torch import load, save
 from torch.nn import functional as F
 
@@ -37,7 +37,7 @@ def spread(experts: Experts, rows: int) -> torch.Tensor:
 
 
 def gradients(experts: Experts) -> dict[str, torch.Tensor]:
-    found = {name: parameter.grad for name, parameter in experts.named_parameters()}
+    found = {name: parameter.grad for name, parameter in experts.named_parameters() if parameter.requires_grad}
     assert all(gradient is not None for gradient in found.values())
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
@@ -58,6 +58,10 @@ def test_every_way_equals_the_loop(way, load, biased):
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_no_kind_of_experts_is_forgotten():
+    assert kinds(Experts, "experts") <= met(build() for build in EXPERTS.values())
 
 
 @pytest.mark.parametrize("name", EXPERTS)
