@@ -32,7 +32,9 @@ def geglu(x: Tensor) -> Tensor:
 def test_answers_and_gradients_are_those_of_soft_moe_pytorch(gated: bool, masked: bool):
     from soft_moe_pytorch import SoftMoE
 
-    theirs: Any = SoftMoE(D, num_experts=E, num_slots=C, expert_mult=2, geglu=gated, offload_unused_experts_to_cpu=False)
+    theirs: Any = SoftMoE(
+        D, num_experts=E, num_slots=C, expert_mult=2, geglu=gated, offload_unused_experts_to_cpu=False
+    )
     with torch.no_grad():
         for parameter in theirs.experts.parameters():
             parameter.normal_(std=0.5)
