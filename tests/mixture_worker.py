@@ -1,4 +1,7 @@
-"""One of two processes of a mixture in training: `python mixture_worker.py FOLDER`, started by torchrun."""
+"""One of the processes of mixtures in training: `python mixture_worker.py FOLDER`, started by torchrun.
+
+Two processes take one item each, one takes both: after the same steps all have the same weights.
+"""
 
 import os
 import sys
@@ -19,17 +22,21 @@ from nestor.routing.learned import Dot
 from nestor.routing.router import ComposedRouter
 from nestor.training.balance import Balance, balance
 
+STEPS = 3
+EXPERTS = (4, 8)
+"""Few, which a loop visits, and many, which it does not."""
 
-def model() -> nn.Module:
+
+def model(experts: int = 4) -> nn.Module:
     torch.manual_seed(0)
-    router = ComposedRouter(Dot(8, 4), [Softmax()], partial(top_k, k=1))
+    router = ComposedRouter(Dot(8, experts), [Softmax()], partial(top_k, k=1))
     with torch.no_grad():
-        router.get_parameter("score.weight").copy_(torch.eye(8)[:4])
+        router.get_parameter("score.weight").copy_(torch.eye(8)[:experts])
     first = nn.Linear(8, 8)
     with torch.no_grad():
         first.weight.copy_(torch.eye(8))
         first.bias.zero_()
-    return nn.Sequential(first, Slot("one", Mixture(router, FeedForward(8, 6, 4))), nn.Linear(8, 2))
+    return nn.Sequential(first, Slot("one", Mixture(router, FeedForward(8, 6, experts))), nn.Linear(8, 2))
 
 
 def tokens(rank: int) -> Tensor:
@@ -45,14 +52,27 @@ def loss(network: nn.Module, rank: int) -> Tensor:
     return answer.square().mean() + balance([Balance(weight=1.0)], record.routings)
 
 
+def trained(network: nn.Module, ranks: list[int], folder: Path) -> None:
+    """A few steps of a loss that is a mean over items; the state is written as a whole, whoever computed it."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        network(torch.cat([tokens(rank) for rank in ranks])).square().mean().backward()
+        optimizer.step()
+    whole = network.module if isinstance(network, DistributedDataParallel) else network
+    save_file({name: tensor.contiguous() for name, tensor in whole.state_dict().items()}, folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    rank = int(os.environ["RANK"])
-    network = DistributedDataParallel(model())
-    for _ in range(2):
-        network.zero_grad()
-        loss(network, rank).backward()
-    found = {name: p.grad.contiguous() for name, p in network.module.named_parameters() if p.grad is not None}
-    save_file(found, Path(sys.argv[1]) / f"{rank}.safetensors")
+    rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+    for experts in EXPERTS:
+        network = DistributedDataParallel(model(experts))
+        for _ in range(2):
+            network.zero_grad()
+            loss(network, rank).backward()
+        found = {name: p.grad.contiguous() for name, p in network.module.named_parameters() if p.grad is not None}
+        save_file(found, folder / f"{experts}.{rank}.gradients")
+        trained(DistributedDataParallel(model(experts)), [rank], folder / f"{experts}.{rank}.state")
     torch.distributed.destroy_process_group()

@@ -19,6 +19,11 @@ class Mixture(nn.Module):
 
     A token that nobody serves gets zero, or the shared experts' answer alone; a masked token always gets zero.
 
+    Compile what does the work, `layer.experts.compile(dynamic=True)`: feed-forward experts then take two graphs, one
+    of them for a decision that serves nobody, whatever k, threshold or capacity the router's choice is given from call
+    to call. Compiling the whole layer works too, but in pieces, for the number of rows hangs on the tokens, and again
+    for every new choice.
+
     Args:
         router: over as many experts as there are.
         experts: who answers the tokens sent to them.

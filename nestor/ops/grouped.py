@@ -41,6 +41,8 @@ def linear(rows: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None = N
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if _compiling():
+        return tiled(rows, counts, weight, bias)
     if E <= FEW or not len(rows):
         return loop(rows, counts, weight, bias)
     return (native if has_native(rows, weight) else tiled)(rows, counts, weight, bias)
@@ -56,13 +58,20 @@ def loop(rows: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None = Non
 def tiled(rows: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """One batched product of tiles of R / E rows, each with the weights of its expert.
 
-    However uneven the load, there are at most 2 E tiles, hence at most twice the rows and twice the weights.
+    However uneven the load, there are at most 2 E tiles, hence at most twice the rows and twice the weights. While
+    torch compiles there are always so many, so that no shape hangs on the load and one graph serves every decision.
     """
     R, E = len(rows), len(weight)
-    size = max(1, -(-R // E))
+    # A tile of one row would be compiled apart.
+    size = R // E + 2 if _compiling() else max(1, -(-R // E))
     tiles = (counts + size - 1) // size
     each = torch.arange(E, device=rows.device)
-    tile_expert = each.repeat_interleave(tiles)
+    if _compiling():
+        # Tiles beyond the last are zeros that nobody reads.
+        place = torch.arange(2 * E, device=rows.device)
+        tile_expert = torch.searchsorted(tiles.cumsum(0), place, right=True).clamp(max=E - 1)
+    else:
+        tile_expert = each.repeat_interleave(tiles)
     expert = each.repeat_interleave(counts, output_size=R)
     within = torch.arange(R, device=rows.device) - (counts.cumsum(0) - counts)[expert]
     place = (tiles.cumsum(0) - tiles)[expert] * size + within
@@ -91,3 +100,7 @@ def has_native(rows: Tensor, weight: Tensor) -> bool:
     if rows.device.type == "cuda":
         return torch.cuda.get_device_capability(rows.device) >= (8, 0)
     return rows.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _compiling() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
