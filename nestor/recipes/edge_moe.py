@@ -27,7 +27,7 @@ from nestor.measure.task_traffic import traced
 from nestor.models.tasked import Tasked, every_second, for_canvases, gated_by_task
 from nestor.ops.rounded import REACH, STEP, gelu_by_table
 from nestor.ops.streaming import softmax_in_one_pass
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.surgery.fixed_point import fixed_point
 from nestor.training.beside import Level
 from nestor.training.compare import means
