@@ -107,15 +107,11 @@ def _counted(settings: Settings, model: Tasked, images: torch.Tensor, folder: Pa
 
 
 def _loads(settings: Settings, found: dict[str, list[float]]) -> list[Claim]:
-    loads, busy, spent = found["loads, queues"], found["experts with tokens"], means(found)
+    loads, spent = found["loads, queues"], means(found)
     wanted = settings.choices * (settings.side // settings.patch) ** 2
     weights = max(a / b for a, b in zip(found["weights, queues"], found["weights, tokens"], strict=True))
     sure = {
-        "layers whose loads are not their experts with tokens": (
-            sum(a != b for a, b in zip(loads, busy, strict=True)),
-            "==",
-            0,
-        ),
+        "whether loads ever differ from experts with tokens": (int(loads != found["experts with tokens"]), "==", 0),
         "loads of experts in a layer, at most": (max(loads), "<=", settings.experts),
         "the same in the order of tokens, at least": (min(found["loads, tokens"]), "==", wanted),
         "bytes of weights, queues over order of tokens, at most": (weights, "<=", settings.experts / wanted),
