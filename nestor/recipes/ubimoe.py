@@ -6,7 +6,8 @@ Attention has a streaming kernel, all linear maps share one kernel of several un
 pictures at a time, so that the slower one sets the pace. A genetic algorithm shares the multipliers out between them:
 tiles, units and bits of the linear kernel, and by bisection the least parallelism that keeps attention no slower.
 Cycles are counted from the decisions of a trained network about real pictures. Choices: the cost model; a number of 32
-bits takes four multipliers; where the parallelism that is wanted does not fit, the most that fits is taken.
+bits takes four multipliers; where the parallelism that is wanted does not fit, the most that fits is taken; each budget
+is searched afresh, so that more multipliers need not help by themselves; far fewer trials are less than a tenth.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nestor.measure.task_traffic import traced
 from nestor.models.tasked import Tasked, every_second, for_canvases, gated_by_task
 from nestor.ops.attention import attend
 from nestor.ops.streaming import attend_fused
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.training.beside import Level
 from nestor.training.pixel_tasks import tasks_of_garments
 from nestor.training.settings import Fit
@@ -61,7 +62,8 @@ class Settings:
     choices: int = 2
     budgets: tuple[int, ...] = (256, 512, 1024, 2048)
     memory: int = 65536
-    space: tuple[tuple[int, ...], ...] = ((2, 4, 8, 16, 24, 48), (2, 4, 8, 16, 24, 48), tuple(range(1, 17)), (16, 32))
+    space: tuple[tuple[int, ...], ...] = (*[(2, 3, 4, 6, 8, 12, 16, 24, 48)] * 2, tuple(range(1, 25)), (16, 32))
+    population: int = 48
 
     @classmethod
     def quick(cls) -> Settings:
@@ -100,11 +102,9 @@ def _simulate(settings: Settings, decisions: list[list[Sparse]], seed: int, foun
     # Of each picture and task, the queues of all layers.
     items = [item for layers in decisions for item in zip(*map(queues, layers), strict=True)]
     shared = Shared(encoder=shape, items=items, memory=s.memory)
-    best: tuple[tuple[int, ...], ...] = ()
     for budget in s.budgets:
         pace = partial(shared.pace, multipliers=budget)
-        every, some = exhaustive(s.space, pace), genetic(s.space, pace, seed=seed, start=best)
-        best = (some.choice,)
+        every, some = exhaustive(s.space, pace), genetic(s.space, pace, population=s.population, seed=seed)
         for name, value in (("genetic", some.cost), ("exhaustive", every.cost), ("tried", some.tried / every.tried)):
             found[name].setdefault(str(budget), []).append(value)
     array = Array(units=4)
@@ -121,7 +121,7 @@ def _exact(settings: Settings) -> list[Claim]:
     tiles = -(-settings.width // 16) * -(-2 * settings.width // 16)
     spent = dealt((0, 1, 4, 9), maps, array)
     rows = {"error, streaming attention": (error, "<=", 1e-5), "cycles dealt to four units": (spent, "==", 5 * tiles)}
-    return [Claim(text=t, left=a, relation=sign, right=b, exact=True) for t, (a, sign, b) in rows.items()]
+    return claims(rows, exact=True)
 
 
 def _claims(settings: Settings, found: dict[str, Any]) -> list[Claim]:
@@ -132,11 +132,11 @@ def _claims(settings: Settings, found: dict[str, Any]) -> list[Claim]:
     tried = max(share for b in budgets for share in found["tried"][b])
     rows = {
         "cycles found over the fewest there are, any budget and trace": (over, "<=", 1.05),
-        "share of all choices that were tried, at most": (tried, "<", 0.5),
+        "share of all choices that were tried, at most": (tried, "<", 0.1),
         "cycles with a larger budget over those with a smaller, at most": (rise, "<=", 1.0),
         "cycles, tokens dealt in turn against experts pinned": (mean(found["dealt"]), "<", mean(found["pinned"])),
     }
-    return [Claim(text=t, left=a, relation=sign, right=b) for t, (a, sign, b) in rows.items()]
+    return claims(rows)
 
 
 def curves(details: dict[str, Any]) -> Repeats:

@@ -21,21 +21,27 @@ from nestor.experts.feedforward import FeedForward
 from nestor.layers.block import Block, Dense, SelfAttention
 from nestor.layers.mixture import Mixture
 from nestor.measure.cost import parameters
+from nestor.measure.over_seeds import over_seeds
 from nestor.measure.traffic import divergence, traffic
 from nestor.models.composed import Composed, stack, tiny
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.routing.adjust import Noise, Softmax
 from nestor.routing.choose import top_k
 from nestor.routing.learned import Dot
+from nestor.routing.losses import switch
 from nestor.routing.refine import drop_in_batch, renormalise
 from nestor.routing.router import ComposedRouter
 from nestor.surgery.grow import fill
-from nestor.training.balance import Balance
-from nestor.training.compare import Rival, garments, means, right, train
+from nestor.training.aims import Priced
+from nestor.training.compare import garments, means
+from nestor.training.contest import Entry, contest
 from nestor.training.settings import Fit
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nestor.measure.dots import Dots
+    from nestor.types import Output
 
 TITLE = "WideNet: Go Wider Instead of Deeper"
 ARXIV = "2107.11817"
@@ -49,6 +55,7 @@ class Settings:
     pictures: int = 3000
     held_out: int = 2000
     epochs: int = 4
+    batch: int = 16
     rate: float = 0.03
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 48
@@ -85,33 +92,25 @@ def mixture(width: int, experts: int) -> Mixture:
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exact properties, then accuracies and how differently the depths route."""
-    claims, details = _exact(settings), {}
-    if settings.seeds:
-        pictures, held_out = garments(settings.pictures, settings.held_out)
-        how, losses = Fit(epochs=settings.epochs, rate=settings.rate, batch=64), (Balance(),)
-        rivals = {
-            "plain": Rival(build=partial(build, settings, experts=1, blocks=False)),
-            "unshared mixtures": Rival(build=partial(build, settings, blocks=False), balance=losses),
-            "shared dense": Rival(build=partial(build, settings, experts=1)),
-            "shared norms": Rival(build=partial(build, settings, norms=True), balance=losses),
-            "WideNet": Rival(build=partial(build, settings), balance=losses),
+    shown, details, s = _exact(settings), {}, settings
+    aim, read = Priced(losses=((0.01, switch),)), {"divergence": _apart}
+    if s.seeds:
+        entries = {
+            "plain": Entry(build=partial(build, s, experts=1, blocks=False)),
+            "unshared mixtures": Entry(build=partial(build, s, blocks=False), aim=aim),
+            "shared dense": Entry(build=partial(build, s, experts=1)),
+            "shared norms": Entry(build=partial(build, s, norms=True), aim=aim, read=read),
+            "WideNet": Entry(build=partial(build, s), aim=aim, read=read),
         }
-        found: dict[str, Any] = {"accuracy": {name: [] for name in rivals}, "divergence": {}}
-        images = held_out.stacked(200)
-        for seed in settings.seeds:
-            for name, rival in rivals.items():
-                model = train(rival, pictures, how, seed)
-                found["accuracy"][name].append(right(model, held_out))
-                if name in ("WideNet", "shared norms"):
-                    found["divergence"].setdefault(name, []).append(_apart(model, images))
-        claims, details = claims + _accuracy(found), found
-    return Proof(claims=tuple(claims), details=details)
+        data, how = garments(s.pictures, s.held_out), Fit(epochs=s.epochs, rate=s.rate, batch=s.batch)
+        details = contest(entries, *data, how, s.seeds)
+        shown += _accuracy(details)
+    return Proof(claims=tuple(shown), details=details)
 
 
-@torch.no_grad()
-def _apart(model: Composed, images: torch.Tensor) -> float:
+def _apart(output: Output) -> float:
     """Mean Jensen-Shannon divergence of the loads of two depths, in nats."""
-    loads = [traffic(routing).load for routing in model(images).routings]
+    loads = [traffic(routing).load for routing in output.routings]
     return mean(divergence(a, b) for a, b in combinations(loads, 2))
 
 
@@ -126,25 +125,26 @@ def _exact(settings: Settings) -> list[Claim]:
     router.refinements = (renormalise,)
     expected = plain(images).logits
     D, L, E = settings.width, settings.depth, settings.experts
-    norms, attention, network = 4 * D, 4 * D * D + 4 * D, 8 * D * D + 5 * D
-    frame = 48 * D + D + 49 * D + 2 * D + 10 * D + 10
+    norms, attention, network, frame = 4 * D, 4 * D * D + 4 * D, 8 * D * D + 5 * D, 110 * D + 10
     counted = frame + L * norms + attention + E * D + E * network
     error = float((wide(images).logits - expected).norm() / expected.norm())
-    text = "relative error against the shared dense network, equal experts and nothing dropped"
-    unshared = parameters(build(settings, blocks=False))
-    return [
-        Claim(text=text, left=error, relation="<=", right=1e-5, exact=True),
-        Claim(text="parameters by formula", left=parameters(wide), relation="==", right=counted, exact=True),
-        Claim(text="parameters against unshared", left=parameters(wide), relation="<", right=unshared, exact=True),
-    ]
+    rows = {
+        "relative error against the shared dense network, equal experts and nothing dropped": (error, "<=", 1e-5),
+        "parameters by formula": (parameters(wide), "==", counted),
+        "parameters against unshared": (parameters(wide), "<", parameters(build(settings, blocks=False))),
+    }
+    return claims(rows, exact=True)
 
 
 def _accuracy(found: dict[str, Any]) -> list[Claim]:
     score, apart = means(found["accuracy"]), means(found["divergence"])
-    pairs = [("shared dense", ">"), ("shared norms", ">="), ("plain", ">=")]
-    claims = [
-        Claim(text=f"accuracy, WideNet against {name}", left=score["WideNet"], relation=sign, right=score[name])
-        for name, sign in pairs
-    ]
-    text = "divergence of the depths' loads, own against shared norms"
-    return [*claims, Claim(text=text, left=apart["WideNet"], relation=">", right=apart["shared norms"])]
+    mine, signs = score["WideNet"], {"shared dense": ">", "shared norms": ">=", "plain": ">="}
+    rows = {f"accuracy, WideNet against {name}": (mine, sign, score[name]) for name, sign in signs.items()}
+    rows["divergence of the depths' loads, own against shared norms"] = (apart["WideNet"], ">", apart["shared norms"])
+    return claims(rows)
+
+
+def curves(details: dict[str, Any]) -> tuple[Dots, ...] | None:
+    """Accuracies, and how differently the depths route, over seeds."""
+    across = {"accuracy": "accuracy", "divergence": "divergence of the loads of two depths, nats"}
+    return tuple(over_seeds(details[what], "WideNet", what, across[what]) for what in across if details) or None
