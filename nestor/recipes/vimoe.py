@@ -3,16 +3,17 @@
 Paper: arXiv 2410.15732. Command: `nestor prove vimoe`.
 
 The last layers of DINOv2 ViT-S/14 become mixtures with one expert for a whole picture, beside an expert for all or not.
-What each layer's choice tells of the class says which mixtures are worth keeping; the others become one network again.
-Choices: four experts, the mean token asks, routed experts beside a shared one count from zero, the first eight blocks
-stay as they are.
+What each layer's choice tells of the class says which mixtures are worth keeping. In the others the expert for all
+stays alone, and the network is briefly trained on, as is the whole one. Choices: four experts, the mean token asks,
+routed experts beside a shared one count from zero, the first eight blocks stay as they are; to tell what a mixture is
+worth, its mean expert is laid beside the shared one, without training.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,42 +21,44 @@ import torch
 from nestor.experts.gated import Scaled
 from nestor.layers.block import Dense
 from nestor.layers.mixture import Mixture
+from nestor.measure.informed import ends, informed, least, rise, spread
 from nestor.measure.met import most_met
-from nestor.measure.traffic import by_class, normalised_information
+from nestor.measure.over_seeds import over_seeds
+from nestor.measure.points import apart
+from nestor.models.composed import Composed
 from nestor.models.composed_plain import composed
 from nestor.models.pretrained import read
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.routing.adjust import Softmax
 from nestor.routing.choose import top_k
 from nestor.routing.given import Pooled
 from nestor.routing.learned import Dot
 from nestor.routing.refine import hard
 from nestor.routing.router import ComposedRouter
+from nestor.surgery.always import without_routed
 from nestor.surgery.grow import upcycle
 from nestor.surgery.shrink import undo
 from nestor.training.balance import Balance
-from nestor.training.compare import Rival, right, train
-from nestor.training.contest import garments_at
+from nestor.training.compare import Rival, means, right, train
+from nestor.training.contest import garments_at, note, seen
 from nestor.training.settings import Fit
 from nestor.types import Sparse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nestor.data import Pictures
     from nestor.experts.feedforward import FeedForward
-    from nestor.models.composed import Composed
+    from nestor.measure.dots import Dots
 
 TITLE = "ViMoE: An Empirical Study of Designing Vision Mixture-of-Experts"
 ARXIV = "2410.15732"
-IDEA = (
-    "An expert for all makes mixtures safe in any layer; what a layer's choice tells of the class says which to keep."
-)
+IDEA = "An expert for all makes mixtures safe in any layer; a layer's choice tells of the class whether to keep it."
+WHOLE, PRUNED, EVEN = "shared, trained on", "shared, pruned and trained on", (Balance(),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the proof is run; `depths` are the numbers of last layers that become mixtures."""
+    """How the proof is run; `depths` are the numbers of last layers that become mixtures, of which `kept` stay."""
 
     size: int = 56
     pictures: int = 1000
@@ -65,6 +68,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     experts: int = 4
     depths: tuple[int, ...] = (1, 2, 4)
+    kept: int = 2
     frozen: int = 8
 
     @classmethod
@@ -79,9 +83,8 @@ def build(settings: Settings, classes: tuple[str, ...], *, last: int = 4, shared
     def layer(depth: int, one: FeedForward) -> Mixture | Dense:
         if depth < 12 - last:
             return Dense(one)
-        refinements = [] if shared else [hard]
         score = Pooled(Dot(one.inward.shape[-1], settings.experts))
-        router = ComposedRouter(score, [Softmax()], partial(top_k, k=1), refinements)
+        router = ComposedRouter(score, [Softmax()], partial(top_k, k=1), [] if shared else [hard])
         copies = upcycle(one, settings.experts)
         return Mixture(router, Scaled(copies), one) if shared else Mixture(router, copies)
 
@@ -90,36 +93,27 @@ def build(settings: Settings, classes: tuple[str, ...], *, last: int = 4, shared
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exact properties, then accuracies over depths and what removing mixtures costs."""
-    claims, details = _exact(settings), {}
-    if settings.seeds:
-        learn, test = garments_at(settings.size, settings.pictures, settings.held_out)
-        details = _runs(settings, learn, test)
-        claims += _claims(details)
-    return Proof(claims=tuple(claims), details=details)
+    details = _runs(settings) if settings.seeds else {}
+    shown = _claims(settings, details) if details else []
+    return Proof(claims=(*_exact(settings), *shown), details=details)
 
 
-def _runs(settings: Settings, learn: Pictures, test: Pictures) -> dict[str, Any]:
-    how = Fit(epochs=settings.epochs, rate=settings.rate, batch=32, head_rate=30.0)
-    images = test.stacked(500)
-    labels = torch.tensor(test.labels[: len(images)])
-    found: dict[str, Any] = {"accuracy": {"shared": [], "alone": []}, "information": [], "removed": []}
-    for seed in settings.seeds:
-        for kind, shared in (("shared", True), ("alone", False)):
-            row = []
-            for last in settings.depths:
-                make = partial(build, settings, learn.classes, last=last, shared=shared)
-                model = train(Rival(build=make, balance=(Balance(),)), learn, how, seed)
-                row.append(right(model, test))
-                if shared and last == max(settings.depths):
-                    with torch.no_grad():
-                        routings = model(images).routings
-                    tables = [by_class(routing, labels, len(learn.classes)) for routing in routings]
-                    found["information"].append([normalised_information(table) for table in tables])
-                    less = [
-                        undo(model, i, routing) for i, routing in enumerate(routings) if isinstance(routing, Sparse)
-                    ]
-                    found["removed"].append([right(each, test) for each in less])
-            found["accuracy"][kind].append(row)
+def _runs(settings: Settings) -> dict[str, Any]:
+    s, found = settings, dict[str, Any](information=[], removed=[])
+    learn, test = garments_at(s.size, s.pictures, s.held_out)
+    how, brief = (Fit(epochs=n, rate=s.rate, batch=32, head_rate=rate) for n, rate in ((s.epochs, 30.0), (1, 1.0)))
+    for seed, last, kind in product(s.seeds, s.depths, ("shared", "alone")):
+        make = partial(build, s, learn.classes, last=last, shared=kind == "shared")
+        model = train(Rival(build=make, balance=EVEN), learn, how, seed)
+        note(found, f"{kind}, last {last}", model, test, {})
+        if kind == "shared" and last == max(s.depths):
+            routings = seen(model, test)[0].routings
+            found["information"].append(known := informed(routings, test))
+            gone = [undo(model, i, each) for i, each in enumerate(routings) if isinstance(each, Sparse)]
+            found["removed"].append([right(each, test) for each in gone])
+            for name, numbers in ((WHOLE, []), (PRUNED, least(known, last - s.kept))):
+                rival = Rival(build=partial(without_routed, model, numbers), balance=EVEN)
+                note(found, name, train(rival, learn, brief, seed), test, {"macs": Composed.macs})
     return found
 
 
@@ -127,24 +121,30 @@ def _runs(settings: Settings, learn: Pictures, test: Pictures) -> dict[str, Any]
 def _exact(settings: Settings) -> list[Claim]:
     torch.manual_seed(0)
     images, plain = torch.randn(2, 3, 56, 56), composed(read("dinov2-small"), ("a", "b"))
-    expected, claims = plain(images).tokens, []
+    expected, rows = plain(images).tokens, dict[str, tuple[float, str, float]]()
     for kind, shared in (("with", True), ("without", False)):
         output = build(settings, ("a", "b"), shared=shared)(images)
-        error = float((output.tokens - expected).norm() / expected.norm())
-        text = f"relative error at the start, {kind} an expert for all"
-        claims.append(Claim(text=text, left=error, relation="<=", right=2e-5, exact=True))
-    one = most_met(output.routings)
-    return [*claims, Claim(text="experts of a picture in a layer", left=one, relation="==", right=1, exact=True)]
+        rows[f"relative error at the start, {kind} an expert for all"] = (apart(output.tokens, expected), "<=", 2e-5)
+    rows["experts of a picture in a layer"] = (most_met(output.routings), "==", 1)
+    return claims(rows, exact=True)
 
 
-def _claims(found: dict[str, Any]) -> list[Claim]:
-    spread = {kind: mean(max(row) - min(row) for row in rows) for kind, rows in found["accuracy"].items()}
-    told = [mean(row[i] for row in found["information"]) for i in (0, -1)]
-    pairs = list(zip(found["information"], found["removed"], strict=True))
-    left = [mean(gone[known.index(pick(known))] for known, gone in pairs) for pick in (min, max)]
+def _claims(settings: Settings, found: dict[str, Any]) -> list[Claim]:
+    apart = {k: spread([found["accuracy"][f"{k}, last {n}"] for n in settings.depths]) for k in ("alone", "shared")}
+    score, macs = means(found["accuracy"]), means(found["macs"])
+    low, high = ends(found["information"], found["removed"])
     rows = {
-        "spread of accuracies over depths, alone against shared": (spread["alone"], spread["shared"]),
-        "information on the class, last against first mixture": (told[1], told[0]),
-        "accuracy without the least against without the most informed": (left[0], left[1]),
+        "spread of accuracies over depths, alone against shared": (apart["alone"], ">", apart["shared"]),
+        "information on the class, least rise from a mixture to the next": (rise(found["information"]), ">", 0),
+        "accuracy without the least against without the most informed": (low, ">", high),
+        "accuracy, pruned against whole": (score[PRUNED], ">=", score[WHOLE]),
+        "multiply-accumulates, pruned against whole": (macs[PRUNED], "<", macs[WHOLE]),
     }
-    return [Claim(text=text, left=a, relation=">=", right=b) for text, (a, b) in rows.items()]
+    return claims(rows)
+
+
+def curves(details: dict[str, Any]) -> tuple[Dots, ...] | None:
+    """Accuracies over seeds, and what each mixture tells of the class."""
+    told = {f"mixture {i}": each for i, each in enumerate(zip(*details.get("information", ()), strict=True), 1)}
+    what = (("accuracy", PRUNED, details.get("accuracy")), ("information on the class", "mixture 1", told))
+    return tuple(over_seeds(rows, first, title, title) for title, first, rows in what if rows) or None
