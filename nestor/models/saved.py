@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KIND, VIDEO, MAP = "vit", "video", "map"
 LATENCIES = "latency.json"
 TRANSFORMERS = "nestor"
-"""What transformers calls our networks, see `nestor.hub`."""
+"""What transformers calls our networks, see `nestor.auto` and `nestor.hub`."""
 PROCESSOR = "preprocessor_config.json"
 _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT, Mapped)
@@ -50,7 +50,7 @@ def save_model(model: Network, folder: str | Path) -> None:
 
     Its budget, and what wraps it, are ways to run it and are not kept.
 
-    The folder of a ViT serves transformers too, once `nestor.hub` is imported.
+    The folder of a ViT serves transformers too, once `nestor` is imported.
 
     Of a backbone that a rival runs (token merging, say), the network inside is kept.
 
