@@ -6,12 +6,14 @@
     logits = model(images).logits
     nestor.save(model, "elastic/")
 
-Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on;
-`import nestor.hub` makes our networks known to transformers.
+Everything else lives in its room: `nestor.data`, `nestor.models`, `nestor.surgery`, `nestor.measure` and so on.
+transformers knows our folders too: `pipeline("image-classification", model="elastic/")`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from nestor import auto
 
 if TYPE_CHECKING:
     from nestor import data
@@ -48,3 +50,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+auto.announce()

@@ -27,6 +27,7 @@ RANKS = (
     ("serving",),
     ("recipes",),
     ("api", "hub"),
+    ("auto",),
     ("",),
     ("demo", "page"),
     ("cli",),
@@ -158,13 +159,15 @@ def test_nothing_is_pickled(file: Path):
     assert not {"torch.save", "torch.load"} & set(imported(module))
 
 
-@pytest.mark.parametrize("file", [PACKAGE / "__init__.py", *sorted((PACKAGE / "cli").glob("*.py"))], ids=relative)
+@pytest.mark.parametrize(
+    "file", [PACKAGE / "__init__.py", PACKAGE / "auto.py", *sorted((PACKAGE / "cli").glob("*.py"))], ids=relative
+)
 def test_the_front_and_the_command_line_load_nothing_heavy(file: Path):
     # What a command needs it imports when it runs, so that help and completion come at once.
     first = [node for node in tree(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = set(imported(ast.Module([*first], [])))
     ours = {name for name in names if name.split(".")[0] == "nestor"}
-    assert all(name.startswith("nestor.cli") or name == "nestor.__version__" for name in ours)
+    assert all(name.startswith("nestor.cli") or name in ("nestor.__version__", "nestor.auto") for name in ours)
     assert {name.split(".")[0] for name in names - ours} <= {"typer", "rich"} | sys.stdlib_module_names
 
 

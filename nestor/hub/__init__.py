@@ -1,6 +1,6 @@
-"""Our networks as transformers classes: importing this module makes them known to all Auto classes.
+"""Our networks as transformers classes, which all Auto classes know once `nestor` is imported, before them or after.
 
-    import nestor.hub
+    import nestor
     from transformers import AutoModelForImageClassification, pipeline
 
     model = AutoModelForImageClassification.from_pretrained("elastic/")
@@ -8,9 +8,8 @@
     pipeline("image-classification", model="elastic/")
 
 Every folder that `nestor.save`, `nestor nest` and `nestor fit` write can be read like this, and what `save_pretrained`
-writes can be read by `nestor.load`: it is one format. `import nestor` alone registers nothing, whether transformers was
-imported before or not: it would take seconds, or work in one order of two imports only. Folders carry no code, so that
-nobody needs `trust_remote_code`.
+writes can be read by `nestor.load`: it is one format. Folders carry no code, so that nobody needs `trust_remote_code`.
+This module takes seconds to import, which opening the first such folder does by itself.
 
 Pictures are prepared by transformers' own `BitImageProcessor`, which each folder names beside the network: bicubic,
 shorter side to the nominal size, centre crop. On square pictures its PIL backend agrees with `nestor.data` to rounding.

@@ -110,7 +110,7 @@ def _use(settings: ViTSettings, name: str) -> str:
         made, call = "model", f'AutoModel.from_pretrained("{name}")'
         model, last = "model", "tokens = model(pixel_values).last_hidden_state"
     lines = [
-        "import nestor.hub  # pip install 'nestor[hub]'",
+        "import nestor  # pip install 'nestor[hub]'",
         f"from transformers import {call.split('(')[0].split('.')[0]}",
     ]
     lines += ["", f"{made} = {call}"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KIND, VIDEO, MAP, ADOPTED = "vit", "video", "map", "adopted"
 LATENCIES = "latency.json"
 TRANSFORMERS = "nestor"
-"""What transformers calls our networks, see `nestor.hub`."""
+"""What transformers calls our networks, see `nestor.auto` and `nestor.hub`."""
 PROCESSOR = "preprocessor_config.json"
 _SHOWN = 5
 _Built = TypeVar("_Built", ViT, VideoViT, Mapped)
@@ -52,7 +52,7 @@ def save_model(model: Network | Adopted, folder: str | Path) -> None:
 
     Its budget, and what wraps it, are ways to run it and are not kept.
 
-    The folder of a ViT serves transformers too, once `nestor.hub` is imported.
+    The folder of a ViT serves transformers too, once `nestor` is imported.
 
     Of an adopted network weights are kept and not what it is built of; see `load_adopted`.
 
