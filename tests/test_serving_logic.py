@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic import BUDGETS, SIZES, Record, arrivals, seconds, server, simulate, table
 
+from nestor.serving import queue as queues
 from nestor.serving.controller import Controller, Policy
 from nestor.serving.order import HIGH, LOW, NORMAL, Order, RefusedError
 from nestor.serving.queue import Queue
@@ -77,13 +78,56 @@ def test_the_next_order_goes_whatever_its_size_and_whoever_is_passed_over_keeps_
 
 def test_who_has_to_make_way():
     heavy = [Order(number=i, arrived=i, key="heavy") for i in range(3)]
-    queue = queue_of(*heavy, Order(number=9, arrived=9, key="light"))
-    assert queue.victim(Order(number=10, arrived=10, key="heavy")) is None
-    assert queue.victim(Order(number=10, arrived=10, key="light")) is heavy[2]
-    assert queue.victim(Order(number=10, arrived=10, key="other", rows=3)) is None
-    assert queue.victim(Order(number=10, arrived=10, key="heavy", priority=HIGH)) is heavy[2]
-    assert queue.victim(Order(number=10, arrived=10, key="other", priority=LOW)) is None
-    assert Queue().victim(heavy[0]) is None
+    light = Order(number=9, arrived=9, key="light")
+    queue = queue_of(*heavy, light)
+    assert list(queue.beside(Order(number=10, arrived=10, key="heavy"))) == []
+    assert list(queue.beside(Order(number=10, arrived=10, key="light"))) == [heavy[2]]
+    assert list(queue.beside(Order(number=10, arrived=10, key="other"))) == [heavy[2], heavy[1]]
+    assert list(queue.beside(Order(number=10, arrived=10, key="other", rows=3))) == []
+    assert list(queue.below(Order(number=10, arrived=10, key="other"))) == []
+    assert list(queue.below(Order(number=10, arrived=10, key="heavy", priority=HIGH))) == [
+        *heavy[:0:-1],
+        heavy[0],
+        light,
+    ]
+    assert len(queue) == queue.rows == 4
+    assert list(Queue().beside(light)) == []
+
+
+def test_a_key_that_keeps_one_wide_request_waiting_gets_no_more_than_its_share():
+    queue, given = Queue(), {"wide": 0, "backlogged": 0}
+    for i in range(40):
+        queue.push(Order(number=1000 + i, arrived=0, key="backlogged", rows=16))
+    for turn in range(20):
+        queue.push(Order(number=turn, arrived=turn, key="wide", rows=16))
+        for order in queue.take(16, anyone):
+            given[order.key] += order.rows
+        # One request of it waits, no more.
+        for order in [each for each in queue if each.key == "wide"][1:]:
+            queue.remove(order)
+    assert given == {"wide": 160, "backlogged": 160}
+
+
+def test_taking_back_what_was_asked_does_not_clear_the_account():
+    queue = queue_of(*(Order(number=i, arrived=0, key="steady", rows=4) for i in range(4)))
+    queue.push(Order(number=10, arrived=0, key="fickle", rows=8))
+    assert numbers(queue.take(4, anyone)) == [0]
+    assert numbers(queue.take(8, anyone)) == [10]
+    for number in (11, 12):
+        again = Order(number=number, arrived=1, key="fickle", rows=8)
+        queue.push(again)
+        queue.remove(again)
+    queue.push(Order(number=13, arrived=2, key="fickle", rows=8))
+    assert numbers(queue.take(8, anyone)) == [1, 2]
+
+
+def test_keys_without_end_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(queues, "KEYS", 8)
+    queue = Queue()
+    for number in range(100):
+        queue.push(Order(number=number, arrived=number, key=str(number), rows=1 + number % 3))
+        queue.take(1, anyone)
+        assert len(queue._paid) <= 8
 
 
 def test_taking_out_of_turn():
@@ -327,6 +371,34 @@ def test_a_full_queue_makes_room_for_who_asks_for_less_and_puts_everyone_back_if
     assert [order.number for order in scheduler.queue] == [0, 1, 2, 5]
 
 
+def test_who_would_be_late_in_an_empty_queue_is_refused_before_anybody_leaves(monkeypatch: pytest.MonkeyPatch):
+    scheduler = server(capacity=1000, target=60.0, patience=100.0)
+    lower = [Order(number=i, arrived=0.0, key=str(i % 7), priority=1 + i % 3) for i in range(900)]
+    assert all(scheduler.offer(order, 0.0) == [] for order in lower)
+    before, compared = list(scheduler.queue), []
+    monkeypatch.setattr(Queue, "remove", lambda queue, order: compared.append(order))
+    for rows, deadline in ((1, 1e-4), (16, 1e-4), (16, 0.05)):
+        hopeless = Order(number=999, arrived=0.0, priority=HIGH, rows=rows, deadline=deadline)
+        assert [(who, why.kind) for who, why in scheduler.offer(hopeless, 0.0)] == [(hopeless, "overloaded")]
+    assert not compared
+    assert list(scheduler.queue) == before
+
+
+def test_who_is_late_for_those_beside_it_does_not_drive_out_those_behind_it():
+    scheduler = server(capacity=40)
+    ahead = [Order(number=i, arrived=0.0, key="a", deadline=60.0, priority=HIGH) for i in range(30)]
+    behind = [Order(number=50 + i, arrived=0.0, key="c", priority=LOW, deadline=60.0) for i in range(5)]
+    for order in (*ahead, *behind):
+        assert scheduler.offer(order, 0.0) == []
+    gone = scheduler.offer(Order(number=99, arrived=0.0, key="b", priority=HIGH, deadline=0.08), 0.0)
+    assert {why.kind for _, why in gone} == {"displaced"}
+    left = [order.number for order, _ in gone]
+    # The newest of whoever waits with most, and no more of them than need be.
+    assert left == [29 - i for i in range(len(left))]
+    assert 0 < len(left) < 30
+    assert {order.number for order in scheduler.queue} >= {order.number for order in behind} | {99}
+
+
 def test_a_deadline_that_has_passed_is_told_so():
     scheduler = server()
     scheduler.offer(Order(number=0, arrived=0.0), 0.0)
@@ -356,7 +428,7 @@ def test_a_stall_is_told_to_whoever_cannot_wait_for_its_end():
         (0, "restarting", 2.0),
         (1, "restarting", 2.0),
     ]
-    assert scheduler.stalled
+    assert scheduler.stalled(0.0)
     [(_, why)] = scheduler.offer(Order(number=3, arrived=0.5), 0.5)
     assert (why.kind, why.after) == ("restarting", 1.5)
     # It takes longer than was thought, so that it is not nearly over.
@@ -369,6 +441,22 @@ def test_a_stall_is_told_to_whoever_cannot_wait_for_its_end():
     assert batch is not None
     assert not gone
     assert {order.number for order in batch.orders} == {2, 5, 6}
+
+
+def test_what_a_batch_takes_beyond_its_time_is_expected_once_more_of_it():
+    scheduler = server()
+    scheduler.offer(Order(number=0, arrived=0.0), 0.0)
+    batch, _ = scheduler.take(0.0)
+    assert batch is not None
+    over = seconds(1.0, 1)
+    assert scheduler.offer(Order(number=1, arrived=over), over) == []
+    waiting = Order(number=2, arrived=over + 0.5, deadline=0.45)
+    assert [why.kind for _, why in scheduler.offer(waiting, over + 0.5)] == ["overloaded"]
+    assert not scheduler.stalled(over + 0.9)
+    assert scheduler.stalled(over + 1.1)
+    assert scheduler.due() == pytest.approx(over + 10.0)
+    scheduler.finish(batch, over + 1.2, answered=False)
+    assert not scheduler.stalled(over + 1.2)
 
 
 def test_a_batch_that_failed_teaches_nothing():

@@ -69,7 +69,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._scheduler is not None and not self._scheduler.closed and not self._scheduler.stalled
+        return self._scheduler is not None and not self._scheduler.closed and not self._scheduler.stalled(self.clock())
 
     @property
     def budget(self) -> float:
@@ -138,7 +138,7 @@ class Engine:
             scheduler = self._running()
             scheduler.admissible(order, 1.0)
             refused = scheduler.refusal(order, now)
-            if refused is not None and scheduler.queue.victim(order) is None:
+            if refused is not None:
                 scheduler.controller.arrive(now, rows)
                 self._count(refused)
                 raise refused

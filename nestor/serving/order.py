@@ -7,9 +7,9 @@ from dataclasses import dataclass
 HIGH, NORMAL, LOW = 1, 2, 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
-    """A request as the queue sees it: what it allows and when it is due, not what it carries.
+    """A request as the queue sees it: what it allows and when it is due, not what it carries. Each equals itself only.
 
     Attributes:
         number: different for each order.

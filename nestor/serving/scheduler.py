@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from nestor.serving.controller import Controller
@@ -38,6 +40,9 @@ class Batch:
         return sum(order.rows for order in self.orders)
 
 
+# Seconds by which a batch may exceed what was expected before the server says that it is not ready.
+HANGS = 1.0
+
 Refusals = list[tuple["Order", RefusedError]]
 
 
@@ -48,15 +53,14 @@ class Scheduler:
     """
 
     def __init__(self, policy: Policy, times: Times):
-        self.policy, self.controller, self.queue = policy, Controller(policy, times), Queue()
+        self.policy, self.controller, self.queue = policy, Controller(policy, times), Queue(self._least)
         self.closed = False
         self._busy_until: float | None = None
         self._stalled_until: float | None = None
 
-    @property
-    def stalled(self) -> bool:
-        """Whether nothing can be run for a while."""
-        return self._stalled_until is not None
+    def stalled(self, now: float) -> bool:
+        """Whether nothing can be run for a while, be it that a batch does not end."""
+        return self._stalled_until is not None or self._overrun(now) > max(HANGS, self.policy.target)
 
     @property
     def times(self) -> Times:
@@ -69,39 +73,18 @@ class Scheduler:
         self.controller.times = times
 
     def refusal(self, order: Order, now: float) -> RefusedError | None:
-        """What an order would be told if it were offered now and nobody made way for it."""
-        if self.closed:
-            return RefusedError("draining", "the server is stopping; ask another one, or again later.", after=1.0)
-        if order.within(self.policy.patience) <= now - order.arrived:
-            return _expired(order, now)
-        if self._stalled_until is not None:
-            wait = self._stall(now)
-            if order.within(self.policy.target) <= now - order.arrived + wait:
-                return _restarting(wait)
-        elif self._busy_until is None and not len(self.queue):
-            return None
-        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now)
-        if room >= 0 and late <= 0:
-            return None
-        return RefusedError(
-            "overloaded",
-            f"too much traffic: {self.queue.rows} pictures wait already. Ask again in a moment.",
-            after=max(late, self._cost(order)),
-        )
+        """What an order would be told if it were offered now."""
+        found = self._weighed(order, now)
+        return found if isinstance(found, RefusedError) else None
 
     def offer(self, order: Order, now: float) -> Refusals:
         """Queue an order; returns who was refused for that: nobody, others that made way, or the order itself."""
         self.controller.arrive(now, order.rows)
-        gone: list[Order] = []
-        while (refused := self.refusal(order, now)) is not None:
-            victim = self.queue.victim(order) if refused.kind == "overloaded" else None
-            if victim is None:
-                # In reverse, which gives everyone their old place.
-                for each in reversed(gone):
-                    self.queue.push(each)
-                return [(order, refused)]
-            self.queue.remove(victim)
-            gone.append(victim)
+        gone = self._weighed(order, now)
+        if isinstance(gone, RefusedError):
+            return [(order, gone)]
+        for each in gone:
+            self.queue.remove(each)
         self.queue.push(order)
         message = "too much traffic: a request of higher priority, or of who asks for less, took this place."
         return [(each, RefusedError("displaced", message, after=self._cost(each))) for each in gone]
@@ -144,6 +127,11 @@ class Scheduler:
             self.queue.remove(order)
         return [(order, _expired(order, now)) for order in expired]
 
+    def due(self) -> float:
+        """When the first of those who wait will have waited too long, if nobody takes them before; inf if none does."""
+        patience = self.policy.patience
+        return min((order.arrived + order.within(patience) for order in self.queue), default=math.inf)
+
     def stall(self, now: float, seconds: float) -> Refusals:
         """Take note that nothing can be run for about so long; refuses those who were promised an answer before.
 
@@ -180,13 +168,65 @@ class Scheduler:
             raise ValueError(f"the budget must be one of {declared}; got {asked}.")
         return min(allowed, key=lambda each: abs(each - budget))
 
+    def _weighed(self, order: Order, now: float) -> list[Order] | RefusedError:
+        """Who has to leave for an order to be admitted now, or what it is told instead."""
+        if self.closed:
+            return RefusedError("draining", "the server is stopping; ask another one, or again later.", after=1.0)
+        if order.within(self.policy.patience) <= now - order.arrived:
+            return _expired(order, now)
+        if self._stalled_until is not None:
+            wait = self._stall(now)
+            if order.within(self.policy.target) <= now - order.arrived + wait:
+                return _restarting(wait)
+        elif self._busy_until is None and not len(self.queue):
+            return []
+        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now)
+        refused = RefusedError(
+            "overloaded",
+            f"too much traffic: {self.queue.rows} pictures wait already. Ask again in a moment."
+            if not self.stalled(now)
+            else "the batch that runs takes longer than it should. Ask again in a moment.",
+            after=max(late, self._cost(order)),
+        )
+        gone: list[Order] = []
+        # Nobody leaves before it is known that this is enough, and who is behind an order does not make it late.
+        beside = self.queue.beside(order)
+        others = chain(self.queue.below(order), beside)
+        # Late beyond all that waits beside it: whoever left, it would be too late.
+        if late - self._ahead(order.priority, order.priority) > 0:
+            return refused
+        while room < 0 or late > 0:
+            victim = next(beside if late > 0 else others, None)
+            if victim is None:
+                return refused
+            gone.append(victim)
+            room += victim.rows
+            if victim.priority == order.priority:
+                late -= self._cost(victim)
+        return gone
+
     def _late(self, order: Order, now: float) -> float:
         """Seconds by which an order would miss what it was promised if all ahead of it ran at their least."""
-        ahead = sum(self._cost(other) for other in self.queue if other.priority <= order.priority)
-        ahead += 0.0 if self._busy_until is None else max(self._busy_until - now, 0.0)
-        ahead += self._stall(now)
+        ahead = self._ahead(0, order.priority)
+        ahead += self._busy(now) + self._stall(now)
         own = self.times.high(self.admissible(order, 0.0), order.rows)
         return now + ahead + own - order.arrived - self.controller.margin * order.within(self.policy.target)
+
+    def _ahead(self, first: int, last: int) -> float:
+        """Seconds that those of some priorities who wait take of the server at least."""
+        return sum(
+            rows * self.times.least(budget)
+            for priority, kinds in self.queue.kinds.items()
+            if first <= priority <= last
+            for budget, rows in kinds.items()
+        )
+
+    def _busy(self, now: float) -> float:
+        """Seconds until the batch that runs has ended; what it has taken beyond that it may take once more."""
+        return 0.0 if self._busy_until is None else abs(self._busy_until - now)
+
+    def _overrun(self, now: float) -> float:
+        return 0.0 if self._busy_until is None else max(now - self._busy_until, 0.0)
 
     def _stall(self, now: float) -> float:
         """Seconds until batches are run again; a stall that lasts longer than was thought is never nearly over."""
@@ -194,8 +234,12 @@ class Scheduler:
 
     def _cost(self, order: Order) -> float:
         """Seconds that an order takes of the server at least."""
+        return order.rows * self.times.least(self._least(order))
+
+    def _least(self, order: Order) -> float:
+        """The least declared budget above an order's floor."""
         budgets = self.times.budgets
-        return order.rows * self.times.least(budgets[bisect_left(budgets, order.floor)])
+        return budgets[bisect_left(budgets, order.floor)]
 
 
 def _restarting(seconds: float) -> RefusedError:

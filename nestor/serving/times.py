@@ -50,6 +50,11 @@ class Times:
         """Seconds that few batches of so many rows exceed."""
         return self.mean(budget, rows) * math.exp(min(2 * self._spread, math.log(2)))
 
+    @property
+    def longest(self) -> float:
+        """Expected seconds of the slowest batch that was measured."""
+        return max(self._now.values())
+
     def least(self, budget: float) -> float:
         """Expected seconds of a row in the size of batch that serves most rows a second."""
         return self._least[budget]
