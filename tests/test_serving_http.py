@@ -193,6 +193,12 @@ def test_wrong_inferences_are_told_what_is_wrong(client: TestClient, asked: Any,
     assert message in refused(client.post("/v2/models/elastic/infer", content=json.dumps(asked)), 400)
 
 
+def test_what_is_null_is_not_there(client: TestClient):
+    asked = infer(pictures(), id=None, parameters=None, outputs=[{"name": "logits", "parameters": None}])
+    asked["inputs"][0]["parameters"] = None
+    assert client.post("/v2/models/elastic/infer", json=asked).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("content", "header", "message"),
     [
@@ -424,7 +430,11 @@ def test_without_a_key_only_health_is_told(served: Gated, caplog):
                 response = client.get(path, headers=headers)
                 assert "an API key is needed" in refused(response, 401)
                 assert response.headers["www-authenticate"] == "Bearer"
-        for headers in ({"authorization": "Bearer s3cret"}, {"x-api-key": "s3cret"}):
+        for headers in (
+            {"authorization": "Bearer s3cret"},
+            {"x-api-key": "s3cret"},
+            {"authorization": "Bearer of a proxy", "x-api-key": "s3cret"},
+        ):
             assert client.post("/predict", content=png(), headers=headers).status_code == 200
     assert "s3cret" not in caplog.text
     assert "s3cret" not in str([vars(record) for record in caplog.records])
@@ -471,6 +481,9 @@ def test_the_document_names_every_route(client: TestClient):
     assert {"200", "400", "404", "413", "429", "503", "504"} <= infer["responses"].keys()
     assert infer["requestBody"]["content"].keys() == {"application/json", "application/octet-stream"}
     assert "multipart/form-data" in document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert "securitySchemes" not in document["components"]
+    refused(client.delete("/predict"), 405)
+    assert client.delete("/predict").headers["allow"] == "POST"
 
 
 # A real socket: a client that nobody here wrote, signals, and the command.

@@ -110,16 +110,16 @@ class Trace:
 
 
 class RequestError(Exception):
-    """A request that is answered with an error: an HTTP status and a sentence."""
+    """A request that is answered with an error: an HTTP status, a sentence, and headers, if any."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers or {}
 
 
 def reply(error: Exception, trace: Trace) -> JSONResponse:
     """An error as JSON: `error`, `code`, `retryable` and `request_id`."""
-    headers = {}
+    headers = dict(error.headers) if isinstance(error, RequestError) else {}
     if isinstance(error, RefusedError):
         status, code, again = STATUS[error.kind], error.kind, error.after is not None
         if error.after is not None:
@@ -198,10 +198,7 @@ class Guard:
 
         try:
             if self.keys and scope["path"] not in OPEN:
-                name = self.keys.name(_secret(headers))
-                if name is None:
-                    raise RequestError(401, "an API key is needed: Authorization: Bearer KEY.")
-                trace.key = name
+                trace.key = self._name(headers)
             await self.app(scope, receive, answer)
         except Exception as error:
             if not isinstance(error, RequestError):
@@ -210,6 +207,15 @@ class Guard:
                 await reply(error, trace)(scope, receive, answer)
         finally:
             self._note(scope, trace, status)
+
+    def _name(self, headers: Mapping[bytes, bytes]) -> str:
+        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+        # Either header will do, whatever a proxy wrote into the other one.
+        offered = (secret.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b""))
+        for name in [self.keys.name(each) for each in offered]:
+            if name is not None:
+                return name
+        raise RequestError(401, "an API key is needed: Authorization: Bearer KEY.")
 
     def _note(self, scope: MutableMapping[str, Any], trace: Trace, status: int) -> None:
         seconds = time.perf_counter() - trace.began
@@ -236,11 +242,6 @@ class Lines(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
-
-
-def _secret(headers: Mapping[bytes, bytes]) -> bytes:
-    scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-    return secret.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
 
 
 def _digest(secret: bytes) -> bytes:

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nestor import __version__
 from nestor.serving import schemas, tensors
+from nestor.serving.document import PICTURE, document, fails
 from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply
 from nestor.serving.metrics import Metrics
 from nestor.serving.order import RefusedError
@@ -37,59 +38,17 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _HEADER = "inference-header-content-length"
 _Share = Annotated[float | None, Query(ge=0, le=1)]
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {
-    "schema": {
-        "type": "object",
-        "required": ["picture"],
-        "properties": {"picture": {"type": "string", "format": "binary"}},
-    }
-}
-_FAILURES = {
-    400: "The request is wrong.",
-    401: "An API key is needed.",
-    404: "There is no such model.",
-    408: "The body took too long.",
-    413: "The body is too large.",
-    415: "The body is encoded.",
-    422: "A parameter is out of bounds.",
-    429: "Too much traffic; Retry-After says when to ask again.",
-    500: "The server failed, or the network's answer is not finite.",
-    503: "The server starts, stops, or lost a batch; ask again.",
-    504: "The deadline has passed.",
-}
-
-
-def _fails(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": schemas.Failure, "description": _FAILURES[code]} for code in codes}
-
-
 _INFER: dict[str, Any] = {
     "response_model": schemas.Inferred,
     "response_model_exclude_none": True,
-    "responses": _fails(400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
-    | {200: {"content": {"application/octet-stream": _PICTURE}}},
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schemas.inlined(schemas.Infer)},
-                "application/octet-stream": _PICTURE,
-            },
-        }
-    },
+    "responses": fails(400, 404, 408, 413, 415, 429, 500, 503, 504),
 }
 
 _PREDICT: dict[str, Any] = {
     "response_model": schemas.Prediction,
     "response_model_exclude_none": True,
-    "responses": _fails(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {"application/octet-stream": _PICTURE, "image/*": _PICTURE, "multipart/form-data": _FORM},
-        }
-    },
+    "responses": fails(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    "openapi_extra": PICTURE,
 }
 
 
@@ -118,23 +77,23 @@ class Front:
         """What the server is."""
         return schemas.Server(name="nestor", version=__version__, extensions=["binary_tensor_data"])
 
-    async def model(self, name: str, version: str = "") -> Response:
+    async def model(self, request: Request) -> Response:
         """What a network takes, gives and allows."""
-        self._known(name, version)
+        self._known(request)
         return JSONResponse(tensors.metadata(self.name, self.engine.version, self.engine.served))
 
-    async def model_ready(self, name: str, version: str = "") -> Response:
+    async def model_ready(self, request: Request) -> Response:
         """Whether a network takes requests."""
-        self._known(name, version)
+        self._known(request)
         return await self.ready()
 
-    async def infer(self, request: Request, name: str, version: str = "") -> Response:
+    async def infer(self, request: Request) -> Response:
         """Run a network on tensors.
 
         `parameters` may hold `budget` (fixed), `floor`, `ceiling`, `deadline_ms` or `timeout` (microseconds), and
         `priority` (1 first, 3 last); the answer's hold budget, batch, queue and milliseconds.
         """
-        self._known(name, version)
+        self._known(request)
         body = await read(request, self.limits)
         arrived, served = self.engine.clock(), self.engine.served
         with _asked():
@@ -198,11 +157,11 @@ class Front:
         told = {"model": self.name, "version": str(answer.version), "labels": labels} | tensors.facts(answer)
         return told | {"ms": milliseconds, "request_id": trace.id}
 
-    def _known(self, name: str, version: str) -> None:
+    def _known(self, request: Request) -> None:
         # Names are compared, never looked for on disk.
-        if name != self.name:
+        if request.path_params["name"] != self.name:
             raise RequestError(404, f"there is no such model; this server has {self.name!r}.")
-        if version and version != str(self.engine.version):
+        if request.path_params.get("version", str(self.engine.version)) != str(self.engine.version):
             raise RequestError(404, f"there is no such version of {self.name!r}; now it is {self.engine.version}.")
 
     async def _aside(self, work: Callable[[], _Result]) -> _Result:
@@ -252,7 +211,10 @@ def application(
     app = FastAPI(title="Nestor", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.front = front
     _route(app, front)
-    app.add_middleware(Guard, keys=Keys({}) if keys is None else keys, metrics=metrics)
+    keys = Keys({}) if keys is None else keys
+    described = document(app, name=name, served=engine.served, most=engine.most, keyed=bool(keys))
+    app.openapi = lambda: described
+    app.add_middleware(Guard, keys=keys, metrics=metrics)
     for kind in (RequestError, RefusedError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _told)
     return app
@@ -266,13 +228,13 @@ def _route(app: FastAPI, front: Front) -> None:
     add = app.add_api_route
     add("/v2/health/live", front.live, methods=["GET"])
     add("/v2/health/ready", front.ready, responses=not_ready, **ready)
-    add("/v2", front.server, methods=["GET"], responses=_fails(401))
+    add("/v2", front.server, methods=["GET"])
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        add(path, front.model, methods=["GET"], response_model=schemas.Model, responses=_fails(401, 404))
-        add(f"{path}/ready", front.model_ready, responses=_fails(401, 404) | not_ready, **ready)
+        add(path, front.model, methods=["GET"], response_model=schemas.Model, responses=fails(404))
+        add(f"{path}/ready", front.model_ready, responses=fails(404) | not_ready, **ready)
         add(f"{path}/infer", front.infer, methods=["POST"], **_INFER)
     add("/predict", front.predict, methods=["POST"], **_PREDICT)
-    add("/metrics", front.numbers, methods=["GET"], response_class=PlainTextResponse, responses=_fails(401))
+    add("/metrics", front.numbers, methods=["GET"], response_class=PlainTextResponse)
 
 
 @contextmanager
@@ -286,7 +248,7 @@ def _asked() -> Iterator[None]:
 
 async def _told(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        return reply(RequestError(error.status_code, str(error.detail)), request.state.trace)
+        return reply(RequestError(error.status_code, str(error.detail), error.headers), request.state.trace)
     if isinstance(error, RequestValidationError):
         found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return reply(RequestError(422, f"a parameter is out of bounds: {found}."), request.state.trace)

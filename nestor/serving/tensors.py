@@ -76,7 +76,7 @@ def read(body: bytes, header: str | None, served: Served) -> Inference:
             )
         size = int(header)
     asked = _json(body[:size])
-    parameters = _object(asked.get("parameters", {}), "parameters")
+    parameters = _parameters(asked)
     identity = asked.get("id")
     if identity is not None and not isinstance(identity, str):
         raise ValueError(f"id must be a text; got {_shown(identity)}.")
@@ -165,7 +165,7 @@ def _wanted(asked: Mapping[str, Any], parameters: Mapping[str, Any], served: Ser
         name = output.get("name")
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"outputs must be among {', '.join(known)}; got {_shown(name)}.")
-        wanted[name] = _flag(_object(output.get("parameters", {}), "parameters"), "binary_data", binary)
+        wanted[name] = _flag(_parameters(output), "binary_data", binary)
     return wanted
 
 
@@ -179,7 +179,7 @@ def _tensor(given: Mapping[str, Any], tail: memoryview, wanted: Input) -> Tensor
     if not _whole(dims) or tuple(dims[1:]) != wanted.shape:
         raise ValueError(f"{name} must be of shape {[-1, *wanted.shape]}, at least one item; got {_shown(dims)}.")
     count = math.prod(dims)
-    size = _object(given.get("parameters", {}), "parameters").get("binary_data_size")
+    size = _parameters(given).get("binary_data_size")
     if size is None:
         if len(tail):
             raise ValueError(f"{len(tail)} bytes follow the JSON that no input claims with binary_data_size.")
@@ -242,6 +242,12 @@ def _object(value: object, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object; got {_shown(value)}.")
     return value
+
+
+def _parameters(of: Mapping[str, Any]) -> dict[str, Any]:
+    # What is null is not there, here as everywhere else in a request.
+    given = of.get("parameters")
+    return {} if given is None else _object(given, "parameters")
 
 
 def _flag(values: Mapping[str, Any], name: str, otherwise: bool) -> bool:
