@@ -95,6 +95,9 @@ class Server(uvicorn.Server):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self.socket = socket.create_server((host, port), family=family)
+            # Answers are written in two pieces; the second would wait 40 ms for word of the first.
+            # asyncio sees to that only on sockets that name their protocol, which these do not.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             self.engine.drain(0)
             raise
