@@ -44,7 +44,7 @@ def draw_dots(*found: Dots) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure, axes = panels(len(found), height=1.2 + 0.32 * max(len(each.rows) for each in found))
+    figure, axes = panels(len(found), height=1.4 + 0.32 * max(len(each.rows) for each in found))
     for each, axis in zip(found, axes, strict=True):
         _draw(axis, each)
     return figure
@@ -57,7 +57,7 @@ def _draw(axes: Axes, found: Dots) -> None:
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=5, alpha=0.8, zorder=3)
         axes.plot([middle, middle], [place - 0.28, place + 0.28], color=colour, linewidth=2, zorder=4)
         axes.annotate(
-            f"{middle:.3f}",
+            f"{middle:#.3g}",
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -67,6 +67,6 @@ def _draw(axes: Axes, found: Dots) -> None:
     axes.set_yticks(range(len(found.rows)), list(found.rows))
     axes.set_ylim(len(found.rows) - 0.4, -0.6)
     axes.set_title(found.title, loc="left")
-    axes.set_xlabel(f"{found.across}; a dot for each run, a line at the mean")
+    axes.set_xlabel(f"{found.across}\na dot for each run, a line at the mean")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
