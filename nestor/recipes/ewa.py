@@ -1,11 +1,11 @@
-"""EWA: Experts Weights Averaging, on garments.
+"""EWA: Experts Weights Averaging, on garments and handwritten digits.
 
 Paper: arXiv 2308.06093. Command: `nestor prove ewa`.
 
 Every second feed-forward layer is trained as four copies that get random parts of the tokens and are drawn together
-after each step; the mean of the copies is the network that remains. Against a dense network and against copies that
-are averaged at the end only. Choices where the paper leaves them open: four experts, every second block, a rate that
-grows linearly to one half. Averaging of weights over time, another rival of the paper, is left out.
+after each step; their mean remains. Against a dense network, the mean of its weights over time, and copies averaged at
+the end only. Choices where the paper leaves them open: four experts, every second block, a rate that grows linearly to
+one half, a mean over time that looks back a hundred steps.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from nestor.experts.feedforward import FeedForward
 from nestor.experts.stacked import average, pull
 from nestor.layers.block import Dense
 from nestor.layers.mixture import Mixture
+from nestor.measure.over_seeds import over_seeds
+from nestor.measure.points import apart
 from nestor.models.composed import Composed, stack, tiny
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.routing.fixed import Shuffled
 from nestor.surgery.grow import upcycle
 from nestor.training.compare import Rival, compare, garments, means
+from nestor.training.over_time import OverTime, over_time
 from nestor.training.settings import Fit
+from nestor.training.written import written
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nestor.measure.dots import Dots
 
 TITLE = "EWA: Experts Weights Averaging: A New General Training Scheme for Vision Transformers"
 ARXIV = "2308.06093"
@@ -44,6 +50,7 @@ class Settings:
     pictures: int = 3000
     held_out: int = 2000
     epochs: int = 4
+    batch: int = 16
     rate: float = 0.03
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 48
@@ -57,27 +64,28 @@ class Settings:
         return cls(seeds=())
 
 
-def build(settings: Settings, *, most: float | None = None) -> Composed:
-    """The network in training: every second layer as copies, drawn together at a rate that grows to `most`."""
-    top = settings.most if most is None else most
+def build(settings: Settings, *, drawn: bool = True) -> Composed:
+    """The network in training: every second layer as copies, drawn together at a rate that grows to `most`, or not."""
 
     def draw(model: torch.nn.Module, progress: float) -> None:
         for layer in model.mixtures if isinstance(model, Composed) else ():
-            pull(layer.experts, top * progress)
+            pull(layer.experts, settings.most * progress)
 
     model = dense(settings)
     for block in model.chain[1::2]:
         one = block.layer.experts
         assert isinstance(one, FeedForward)
         block.layer = Mixture(Shuffled(settings.experts), upcycle(one, settings.experts))
-    model.after = draw if top else None
+    model.after = draw if drawn else None
     return model
 
 
 def dense(settings: Settings) -> Composed:
-    """The plain network."""
+    """The plain network, which remembers the mean of its weights over its training."""
     layers = [Dense(FeedForward(settings.width, 4 * settings.width, 1)) for _ in range(settings.depth)]
-    return tiny(settings.width, stack(settings.width, 4, layers))
+    model = tiny(settings.width, stack(settings.width, 4, layers))
+    model.after = OverTime()
+    return model
 
 
 def averaged(model: Composed) -> Composed:
@@ -90,19 +98,18 @@ def averaged(model: Composed) -> Composed:
 
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
-    """Exact properties, then accuracies before and after averaging."""
-    claims, details = _exact(settings), {}
-    if settings.seeds:
-        train, test = garments(settings.pictures, settings.held_out)
+    """Exact properties, then accuracies before and after averaging, of garments and of digits."""
+    shown, details, s = _exact(settings), dict[str, Any](), settings
+    if s.seeds:
         rivals = {
-            "dense": Rival(build=partial(dense, settings)),
-            "copies": Rival(build=partial(build, settings, most=0.0), convert={"copies, averaged": averaged}),
-            "EWA": Rival(build=partial(build, settings), convert={"EWA, averaged": averaged}),
+            "dense": Rival(build=partial(dense, s), convert={"dense, mean over time": over_time}),
+            "copies": Rival(build=partial(build, s, drawn=False), convert={"copies, averaged": averaged}),
+            "EWA": Rival(build=partial(build, s), convert={"EWA, averaged": averaged}),
         }
-        how = Fit(epochs=settings.epochs, rate=settings.rate, batch=64)
-        details = {"accuracy": compare(rivals, train, test, how, settings.seeds)}
-        claims += _accuracy(details["accuracy"])
-    return Proof(claims=tuple(claims), details=details)
+        for name, data in (("garments", garments(s.pictures, s.held_out)), ("digits", written())):
+            details[name] = compare(rivals, *data, Fit(epochs=s.epochs, rate=s.rate, batch=s.batch), s.seeds)
+            shown += _accuracy(name, means(details[name]))
+    return Proof(claims=tuple(shown), details=details)
 
 
 @torch.no_grad()
@@ -110,37 +117,34 @@ def _exact(settings: Settings) -> list[Claim]:
     torch.manual_seed(0)
     images, model = torch.randn(2, 3, 28, 28), build(settings)
     torch.nn.init.normal_(model.head.weight)
-    same = _off(model(images).logits, averaged(model)(images).logits)
-    N, rate = settings.experts, settings.most / 2
-    experts = FeedForward(settings.width, 8, N)
+    same = apart(model(images).logits, averaged(model)(images).logits)
+    N, rate, experts = settings.experts, settings.most / 2, FeedForward(settings.width, 8, settings.experts)
     before = [parameter.clone() for parameter in experts.parameters() if parameter.any()]
     pull(experts, rate)
     after = [parameter.clone() for parameter in experts.parameters() if parameter.any()]
-    kept = max(_off(a.sum(0), b.sum(0)) for a, b in zip(after, before, strict=True))
+    kept = max(apart(a.sum(0), b.sum(0)) for a, b in zip(after, before, strict=True))
     shrunk = mean(float((a - a.mean(0)).norm() / (b - b.mean(0)).norm()) for a, b in zip(after, before, strict=True))
     pull(experts, (N - 1) / N)
-    spread = max(float((part - part[:1]).abs().max()) for part in experts.parameters())
-    meant = abs(shrunk - (1 - rate * N / (N - 1)))
-    found = {
+    errors = {
         "relative error: equal copies are the dense network": same,
         "relative error: drawing together keeps the sum of the copies": kept,
-        "error: copies come nearer by 1 - b N / (N - 1)": meant,
-        "error: at b = (N - 1) / N all copies coincide": spread,
+        "error: copies come nearer by 1 - b N / (N - 1)": abs(shrunk - (1 - rate * N / (N - 1))),
+        "error: at b = (N - 1) / N copies coincide": max(float((p - p[:1]).abs().max()) for p in experts.parameters()),
     }
-    return [Claim(text=text, left=left, relation="<=", right=1e-5, exact=True) for text, left in found.items()]
+    return claims({text: (left, "<=", 1e-5) for text, left in errors.items()}, exact=True)
 
 
-def _off(left: torch.Tensor, right: torch.Tensor) -> float:
-    return float((left - right).norm() / right.norm())
+def _accuracy(name: str, score: dict[str, float]) -> list[Claim]:
+    ours, lost = score["EWA, averaged"], {n: score[n] - score[f"{n}, averaged"] for n in ("EWA", "copies")}
+    rows = {
+        "accuracy, EWA against dense": (ours, ">=", score["dense"]),
+        "accuracy, EWA against the mean over time": (ours, ">=", score["dense, mean over time"]),
+        "accuracy lost by averaging, EWA": (lost["EWA"], "<", 0.003),
+        "accuracy lost by averaging, copies against EWA": (lost["copies"], ">", lost["EWA"]),
+    }
+    return claims({f"{name}: {text}": row for text, row in rows.items()})
 
 
-def _accuracy(found: dict[str, Any]) -> list[Claim]:
-    score = means(found)
-    lost = {name: score[name] - score[f"{name}, averaged"] for name in ("EWA", "copies")}
-    return [
-        Claim(text="accuracy, EWA against dense", left=score["EWA, averaged"], relation=">=", right=score["dense"]),
-        Claim(text="accuracy lost by averaging, EWA", left=lost["EWA"], relation="<", right=0.003),
-        Claim(
-            text="accuracy lost by averaging, copies against EWA", left=lost["copies"], relation=">", right=lost["EWA"]
-        ),
-    ]
+def curves(details: dict[str, Any]) -> tuple[Dots, ...] | None:
+    """Accuracies over seeds, of either set."""
+    return tuple(over_seeds(rows, "EWA, averaged", name) for name, rows in details.items()) or None
