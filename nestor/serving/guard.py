@@ -19,10 +19,12 @@ from starlette.responses import JSONResponse
 
 from nestor.serving.order import RefusedError
 from nestor.serving.room import Room
+from nestor.serving.spans import span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from opentelemetry.trace import Tracer
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -197,9 +199,10 @@ class Guard:
         keys: Keys,
         metrics: Metrics,
         limits: Limits | None = None,
+        tracer: Tracer | None = None,
     ):
         limits = Limits() if limits is None else limits
-        self.app, self.keys, self.metrics = app, keys, metrics
+        self.app, self.keys, self.metrics, self.tracer = app, keys, metrics, tracer
         self.room = Room(requests=limits.requests, size=max(limits.held, limits.size), refused=metrics.refused)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,7 +245,7 @@ class Guard:
         finally:
             if trace.place is not None:
                 trace.place.leave()
-            self._note(scope, trace, status)
+            self._note(scope, trace, status, headers)
 
     def _name(self, headers: Mapping[bytes, bytes]) -> str:
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
@@ -253,7 +256,7 @@ class Guard:
                 return name
         raise RequestError(401, "an API key is needed: Authorization: Bearer KEY.")
 
-    def _note(self, scope: MutableMapping[str, Any], trace: Trace, status: int) -> None:
+    def _note(self, scope: MutableMapping[str, Any], trace: Trace, status: int, headers: Mapping[bytes, bytes]) -> None:
         seconds = time.perf_counter() - trace.began
         # The route's pattern, since a path may hold anything and each one would be a counter of its own.
         route = getattr(scope.get("route"), "path", "unknown")
@@ -262,6 +265,8 @@ class Guard:
         line = {"request_id": trace.id, "key": trace.key, "method": scope["method"], "route": route}
         line |= {"status": status, "ms": round(1e3 * seconds, 3)} | trace.facts
         _log.info("answered", extra={"facts": line})
+        if self.tracer is not None and scope["path"] not in OPEN:
+            span(self.tracer, seconds=seconds, headers=headers, line=line)
 
 
 def _digest(secret: bytes) -> bytes:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nestor import __version__
-from nestor.serving import forms, pictures, schemas, tensors
+from nestor.serving import forms, pictures, schemas, spans, tensors
 from nestor.serving.aside import Aside
 from nestor.serving.document import PICTURE, document, fails
 from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply, too_much_json
@@ -26,6 +26,7 @@ from nestor.serving.order import HIGH, RefusedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
+    from opentelemetry.trace import Tracer
     from torch import Tensor
 
     from nestor.serving.answer import Answer
@@ -204,6 +205,7 @@ def application(
     metrics: Metrics | None = None,
     patience: float = 30.0,
     failed: Callable[[BaseException], None] | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The server as an ASGI application; its engine is started with it, and drained before it ends.
 
@@ -215,6 +217,7 @@ def application(
         metrics: counted in; the engine's watch.
         patience: seconds that draining may take.
         failed: told why the engine could not start.
+        tracer: makes a span of each request; by default what OpenTelemetry's own variables ask for.
     """
     metrics = Metrics() if metrics is None else metrics
     limits = Limits() if limits is None else limits
@@ -241,7 +244,8 @@ def application(
     keys = Keys({}) if keys is None else keys
     described = document(app, name=name, served=engine.served, most=engine.most, keyed=bool(keys))
     app.openapi = lambda: described
-    app.add_middleware(Guard, keys=keys, metrics=metrics, limits=limits)
+    tracer = spans.tracer() if tracer is None else tracer
+    app.add_middleware(Guard, keys=keys, metrics=metrics, limits=limits, tracer=tracer)
     for kind in (RequestError, RefusedError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _told)
     return app
