@@ -119,7 +119,7 @@ def serving(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
         until_told(server)
 
     monkeypatch.setattr(Server, "serve_until_told", noted)
-    monkeypatch.setattr("nestor.serving.server.log_lines", lambda: None)
+    monkeypatch.setattr("nestor.serving.lines.log_lines", lambda: None)
     call = {"args": ["serve", *words, "--port", "0"], "standalone_mode": False}
     thread = threading.Thread(target=app, kwargs=call, daemon=True)
     thread.start()

@@ -12,17 +12,20 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
+from PIL import Image, ImageFile
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import infer, network, pictures, png, refused, until_ready
 
 from nestor.serving import guard
+from nestor.serving import pictures as pictures_of_strangers
 from nestor.serving.engine import Engine
-from nestor.serving.guard import Keys, Limits, Lines
+from nestor.serving.guard import Keys, Limits
 from nestor.serving.http import application
+from nestor.serving.lines import Lines
 from nestor.serving.server import Server
 
 SECRETS = {"ann": "s3cret-of-ann", "bob": "t0ken-of-bob"}
@@ -153,12 +156,88 @@ def bombs() -> dict[str, bytes]:
     return found
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kinds of the pictures that were decoded; whichever way Pillow goes, it begins with `load`."""
+    found = []
+
+    def watched(load: Any) -> Any:
+        def watch(self: Any) -> Any:
+            found.append(self.format)
+            return load(self)
+
+        return watch
+
+    Image.init()
+    kinds = {plugin for plugin, _ in Image.OPEN.values() if isinstance(plugin, type)} | {ImageFile.ImageFile}
+    for kind in kinds:
+        if "load" in vars(kind):
+            monkeypatch.setattr(kind, "load", watched(vars(kind)["load"]))
+    return found
+
+
 @pytest.mark.parametrize(("kind", "content"), bombs().items(), ids=bombs().keys())
-def test_pictures_that_swell(client: TestClient, kind: str, content: bytes, monkeypatch: pytest.MonkeyPatch):
+def test_pictures_that_swell(client: TestClient, kind: str, content: bytes, decoded: list[str]):
     assert len(content) < 250_000
-    # Nothing of what is too large is decoded.
-    monkeypatch.setattr(Image.Image, "load", None)
     refused(client.post("/predict", content=content), 400)
+    assert not decoded
+
+
+def saved(kind: str, size: tuple[int, int] = (20, 16), **more: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, "teal").save(file, kind, **more)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {}), ("BMP", {})],
+)
+def test_pictures_that_are_taken(client: TestClient, kind: str, more: dict, decoded: list[str]):
+    assert client.post("/predict", content=saved(kind, **more)).status_code == 200
+    assert kind in decoded
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "JPEG2000", "DIB"])
+def test_pictures_of_other_kinds_are_not_even_opened(client: TestClient, kind: str, decoded: list[str]):
+    message = refused(client.post("/predict", content=saved(kind)), 400)
+    assert "must be a JPEG, PNG, WebP, GIF or BMP" in message
+    assert not decoded
+
+
+def scans(picture: bytes, times: int) -> bytes:
+    """A progressive JPEG with its last scan so many times."""
+    last = picture.rindex(b"\xff\xda")
+    return picture[:last] + picture[last:-2] * times + picture[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_not_decoded(client: TestClient, decoded: list[str]):
+    usual = saved("JPEG", progressive=True)
+    many = pictures_of_strangers.SCANS - usual.count(b"\xff\xda") + 1
+    assert client.post("/predict", content=scans(usual, many)).status_code == 200
+    decoded.clear()
+    message = refused(client.post("/predict", content=scans(usual, many + 1)), 400)
+    assert "a JPEG may have at most 32 scans" in message
+    flood = usual[:2] + b"\xff\xfe\0\2" * pictures_of_strangers.SEGMENTS + usual[2:]
+    assert "at most 2,000 segments" in refused(client.post("/predict", content=flood), 400)
+    assert not decoded
+
+
+def test_scans_are_told_from_what_only_looks_like_one():
+    head, scan = b"\xff\xd8", b"\xff\xda\0\4ab"
+    hidden = head + b"\xff\xe1" + (2 + 4 * 100).to_bytes(2, "big") + b"\xff\xda\0\2" * 100 + b"\xff\xd9"
+    pixels = head + scan + b"\xff\0\xff\xd0" * 100_000 + b"\xff\xd9" + scan * 100
+    for fine in (hidden, pixels, head, head + b"\xff\xda"):
+        assert pictures_of_strangers.check(fine + b"\xff") == fine + b"\xff"
+    with pytest.raises(ValueError, match="at most 32 scans"):
+        pictures_of_strangers.check(head + (scan + b"\xff\xff") * 33)
+
+
+def test_a_bmp_of_runs_is_not_decoded(client: TestClient, decoded: list[str]):
+    runs = bytearray(saved("BMP"))
+    runs[30:34] = (1).to_bytes(4, "little")
+    assert "a BMP must not be compressed" in refused(client.post("/predict", content=bytes(runs)), 400)
+    assert not decoded
 
 
 # Keys.

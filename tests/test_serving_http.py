@@ -25,10 +25,12 @@ from test_serving_engine import PATIENT, WAIT, Gated, pictures
 
 from nestor.models.saved import save_model
 from nestor.serving.engine import Engine
-from nestor.serving.guard import Guard, Keys, Limits, Lines, RequestError, read
+from nestor.serving.guard import Guard, Keys, Limits, RequestError, read
 from nestor.serving.http import application
+from nestor.serving.lines import Lines
 from nestor.serving.metrics import Metrics
 from nestor.serving.network import ServedViT
+from nestor.serving.room import Room
 from nestor.serving.server import Server
 
 LABELS = ("cat", "dog", "newt")
@@ -280,7 +282,7 @@ def bomb() -> bytes:
     ("content", "message"),
     [
         (b"", "the picture is empty"),
-        (b"no picture", "not a picture in a format that is read here"),
+        (b"no picture", "a picture must be a JPEG, PNG, WebP, GIF or BMP"),
         (png()[:200], "truncated"),
         (bomb(), "pixels"),
         (png((120, 100)), "pictures may have 1 to 10,000 pixels; this one is 120 x 100"),
@@ -349,7 +351,8 @@ def test_a_body_that_takes_too_long_or_breaks_off():
 
     async def body(receive: Any) -> bytes:
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-        return await read(Request(scope, receive), Limits(seconds=0.001))
+        place = Room(requests=1, size=1, refused=lambda kind: None).enter()
+        return await read(Request(scope, receive), Limits(seconds=0.001), place)
 
     for receive, status in ((never, 408), (gone, 400)):
         with pytest.raises(RequestError) as error:

@@ -1,7 +1,10 @@
 """Networks that are lost while they serve: in a process of their own, behind the engine, and under load."""
 
+import json
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -16,8 +19,10 @@ from test_serving_engine import PATIENT, WAIT, Counted, Gated, ask, kind, pictur
 from test_serving_http import LABELS, png
 
 from nestor.serving import engine as engines
+from nestor.serving import wire, worker
 from nestor.serving.controller import Policy
-from nestor.serving.network import LostError, Perishable, ServedViT
+from nestor.serving.lines import Lines
+from nestor.serving.network import Answers, LostError, Perishable, ServedViT
 from nestor.serving.order import RefusedError
 from nestor.serving.remote import Remote
 from nestor.serving.server import Server
@@ -90,6 +95,56 @@ def test_a_network_in_a_process_of_its_own_says_the_same_and_comes_back_when_it_
 def test_a_process_that_cannot_start_says_why(script: str, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         Remote([sys.executable, "-S", "-c", script])
+
+
+class Failing(ServedViT):
+    def run(self, items: torch.Tensor, budget: float) -> Answers:
+        raise MemoryError("no room\nfor this batch")
+
+
+def test_what_fails_in_a_process_of_its_own_is_a_line_of_its_log(caplog: pytest.LogCaptureFixture):
+    here, there = socket.socketpair()
+    served = Failing(small(labels=LABELS), (1.0,))
+
+    def answer() -> None:
+        with pytest.raises(EOFError):
+            worker._answer(served, there, 4)
+
+    with here, there:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        _, files, _, _ = socket.recv_fds(here, 1, 1)
+        os.close(files[0])
+        wire.send(here, {"rows": 2, "budget": 1.0})
+        said, _ = wire.receive(here)
+        here.shutdown(socket.SHUT_WR)
+        thread.join(WAIT)
+    assert said["failed"] == "MemoryError"
+    [record] = caplog.records
+    line = Lines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["event"] == "the network failed with a batch of 2 at budget 1"
+    assert "MemoryError: no room" in json.loads(line)["trace"]
+
+
+def test_the_process_itself_writes_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from nestor.cli.worker import main
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("rows")
+
+    loggers = [logging.getLogger(name) for name in ("nestor.serving", "uvicorn")]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    monkeypatch.setattr(worker, "work", fail)
+    try:
+        with pytest.raises(SystemExit, match="1"):
+            main("{}", "0", "4")
+    finally:
+        for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            each.handlers[:], each.propagate = handlers, propagate
+            each.setLevel(level)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "KeyError: 'rows'" in json.loads(line)["trace"]
 
 
 # Behind the engine.

@@ -54,7 +54,8 @@ def serve(
     parse.precision(precision)
     secrets = {} if keys is None else parse.keys(keys)
     try:
-        from nestor.serving.server import Server, log_lines
+        from nestor.serving.lines import log_lines
+        from nestor.serving.server import Server
     except ModuleNotFoundError as error:
         raise ImportError(f"Serving needs {error.name}. Install it: pip install 'nestor[serve]'") from error
 

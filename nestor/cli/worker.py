@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 
@@ -15,16 +16,22 @@ def main(settings: str, channel: str, most: str) -> None:
         most: rows of the largest batch.
     """
     import nestor
+    from nestor.serving.lines import log_lines
     from nestor.serving.open import open_served, stamp
     from nestor.serving.worker import work
 
+    log_lines()
     asked = json.loads(settings)
-    work(
-        lambda: open_served(**asked, load=nestor.load),
-        channel=int(channel),
-        most=int(most),
-        stamp=lambda: stamp(asked["folder"]),
-    )
+    try:
+        work(
+            lambda: open_served(**asked, load=nestor.load),
+            channel=int(channel),
+            most=int(most),
+            stamp=lambda: stamp(asked["folder"]),
+        )
+    except Exception:
+        logging.getLogger("nestor.serving").exception("the network's process failed")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
+import io
 import logging
 import math
 import re
@@ -18,14 +18,18 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from nestor.serving.order import RefusedError
+from nestor.serving.room import Room
+from nestor.serving.spans import span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from opentelemetry.trace import Tracer
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from nestor.serving.metrics import Metrics
+    from nestor.serving.room import Place
 
 _log = logging.getLogger("nestor.serving")
 # What a monitor may ask without a key.
@@ -54,12 +58,15 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one request may ask of the server before anything is decoded.
+    """How much one request, and all together, may ask of the server before anything is decoded.
 
     Attributes:
         size: bytes of a body.
         pixels: of a picture.
-        seconds: that sending a body may take.
+        seconds: that sending a body may take, and reading an answer.
+        json: bytes of JSON in a body.
+        requests: that may be under way at once.
+        held: bytes of all bodies under way; one that is within `size` fits when it is alone.
 
     Raises:
         ValueError: a limit is not above 0.
@@ -68,9 +75,12 @@ class Limits:
     size: int = 32_000_000
     pixels: int = 16_000_000
     seconds: float = 10.0
+    json: int = 4_000_000
+    requests: int = 512
+    held: int = 256_000_000
 
     def __post_init__(self) -> None:
-        for name in ("size", "pixels", "seconds"):
+        for name in ("size", "pixels", "seconds", "json", "requests", "held"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite; got {getattr(self, name)}.")
 
@@ -106,6 +116,7 @@ class Trace:
     id: str
     key: str
     began: float
+    place: Place | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,38 +149,61 @@ def reply(error: Exception, trace: Trace) -> JSONResponse:
     return JSONResponse(content, status, headers)
 
 
-async def read(request: Request, limits: Limits) -> bytes:
-    """The body, as far as it keeps the limits.
+async def read(request: Request, limits: Limits, place: Place, *, json: bool = False) -> bytes:
+    """The body, as far as it keeps the limits; `json` says that all of it is to be read as JSON.
 
     Raises:
         RequestError: it is too large, too slow, encoded, or cut off.
+        RefusedError: others fill the room that there is.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(415, "compressed bodies are not taken. Send the body as it is.")
-    too_large = RequestError(413, f"a body may have at most {limits.size:,} bytes.")
+    most = min(limits.json, limits.size) if json else limits.size
+    too_large = too_much_json(most) if json else RequestError(413, f"a body may have at most {most:,} bytes.")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared[:20]) > limits.size:
+    if not (declared.isascii() and declared.isdigit()) or int(declared[:20]) > most:
         raise too_large
-    parts, size = [], 0
+    place.expect(int(declared[:20]))
+    # Unlike a list that is joined, it is never there twice.
+    body = io.BytesIO()
     try:
         async with asyncio.timeout(limits.seconds):
             async for part in request.stream():
-                size += len(part)
-                if size > limits.size:
+                if body.tell() + len(part) > most:
                     raise too_large
-                parts.append(part)
+                place.take(len(part))
+                body.write(part)
     except TimeoutError:
         raise RequestError(408, f"the body took longer than {limits.seconds:g} s to arrive.") from None
     except ClientDisconnect:
         raise RequestError(400, "the client left before its request was complete.") from None
-    return b"".join(parts)
+    return body.getvalue()
+
+
+def too_much_json(most: int) -> RequestError:
+    """What is told to who sends numbers as text where bytes would do."""
+    return RequestError(
+        413,
+        f"JSON may have at most {most:,} bytes. Send the numbers as bytes behind it: the binary tensor extension, "
+        "Inference-Header-Content-Length.",
+    )
 
 
 class Guard:
     """Wraps an application: nothing gets in without a key, out without an id, or by without a line in the log."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics):
-        self.app, self.keys, self.metrics = app, keys, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        tracer: Tracer | None = None,
+    ):
+        limits = Limits() if limits is None else limits
+        self.app, self.keys, self.metrics, self.tracer = app, keys, metrics, tracer
+        self.room = Room(requests=limits.requests, size=max(limits.held, limits.size), refused=metrics.refused)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -199,14 +233,19 @@ class Guard:
         try:
             if self.keys and scope["path"] not in OPEN:
                 trace.key = self._name(headers)
+            # However full it is here: who is well is not restarted.
+            if scope["path"] not in OPEN:
+                trace.place = self.room.enter()
             await self.app(scope, receive, answer)
         except Exception as error:
-            if not isinstance(error, RequestError):
+            if not isinstance(error, RequestError | RefusedError):
                 _log.exception("request %s failed", trace.id)
             if not status:
                 await reply(error, trace)(scope, receive, answer)
         finally:
-            self._note(scope, trace, status)
+            if trace.place is not None:
+                trace.place.leave()
+            self._note(scope, trace, status, headers)
 
     def _name(self, headers: Mapping[bytes, bytes]) -> str:
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
@@ -217,7 +256,7 @@ class Guard:
                 return name
         raise RequestError(401, "an API key is needed: Authorization: Bearer KEY.")
 
-    def _note(self, scope: MutableMapping[str, Any], trace: Trace, status: int) -> None:
+    def _note(self, scope: MutableMapping[str, Any], trace: Trace, status: int, headers: Mapping[bytes, bytes]) -> None:
         seconds = time.perf_counter() - trace.began
         # The route's pattern, since a path may hold anything and each one would be a counter of its own.
         route = getattr(scope.get("route"), "path", "unknown")
@@ -226,22 +265,8 @@ class Guard:
         line = {"request_id": trace.id, "key": trace.key, "method": scope["method"], "route": route}
         line |= {"status": status, "ms": round(1e3 * seconds, 3)} | trace.facts
         _log.info("answered", extra={"facts": line})
-
-
-class Lines(logging.Formatter):
-    """A log of JSON, one object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        line |= getattr(record, "facts", {})
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        if self.tracer is not None and scope["path"] not in OPEN:
+            span(self.tracer, seconds=seconds, headers=headers, line=line)
 
 
 def _digest(secret: bytes) -> bytes:

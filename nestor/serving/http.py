@@ -6,36 +6,34 @@ import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.to_thread
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nestor import __version__
-from nestor.serving import schemas, tensors
+from nestor.serving import forms, pictures, schemas, spans, tensors
+from nestor.serving.aside import Aside
 from nestor.serving.document import PICTURE, document, fails
-from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply
+from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply, too_much_json
 from nestor.serving.metrics import Metrics
-from nestor.serving.order import RefusedError
+from nestor.serving.order import HIGH, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from starlette.types import Message
+    from opentelemetry.trace import Tracer
     from torch import Tensor
 
     from nestor.serving.answer import Answer
     from nestor.serving.engine import Engine
+    from nestor.serving.network import Preparation
     from nestor.serving.order import Order
 
-_Result = TypeVar("_Result")
 _HEADER = "inference-header-content-length"
 _Share = Annotated[float | None, Query(ge=0, le=1)]
 _INFER: dict[str, Any] = {
@@ -62,7 +60,7 @@ class Front:
     def __init__(self, engine: Engine, *, name: str, limits: Limits, metrics: Metrics, decoders: int = 2):
         self.engine, self.name, self.limits, self.metrics = engine, name, limits, metrics
         self.leaving = False
-        self._decoders = anyio.CapacityLimiter(decoders)
+        self._aside = Aside(decoders, clock=engine.clock, refused=metrics.refused)
 
     async def live(self) -> schemas.Live:
         """Whether the server runs."""
@@ -94,11 +92,10 @@ class Front:
         `priority` (1 first, 3 last); the answer's hold budget, batch, queue and milliseconds.
         """
         self._known(request)
-        body = await read(request, self.limits)
-        arrived, served = self.engine.clock(), self.engine.served
-        with _asked():
-            inference = await self._aside(lambda: tensors.read(body, request.headers.get(_HEADER), served))
-        order = self._order(request, len(inference.items), arrived, inference.parameters)
+        # Its wishes are in its body. Who would be turned away whatever they are need not send it.
+        self._order(request, 1, self.engine.clock(), {"priority": HIGH, "deadline_ms": 600_000})
+        inference = await self._inference(request)
+        order = inference.order
         answer = await self._answer(request, order, inference.items)
         content, size = tensors.write(self.name, inference, answer)
         if size is None:
@@ -118,16 +115,12 @@ class Front:
     ) -> Response:
         """Say what a picture shows. The picture is the body, or the part `picture` of a form."""
         asked = {"budget": budget, "floor": floor, "ceiling": ceiling, "deadline_ms": deadline_ms, "priority": priority}
-        body = await read(request, self.limits)
-        arrived, served, pixels = self.engine.clock(), self.engine.served, self.limits.pixels
-        prepare = served.prepare
+        prepare = self.engine.served.prepare
         if prepare is None:
             raise RequestError(400, f"{self.name!r} takes no pictures. Ask POST /v2/models/{self.name}/infer.")
-        picture = await _picture(request, body)
-        # Who is turned away is so before the picture is decoded.
-        order = self._order(request, 1, arrived, asked)
-        with _asked():
-            images = await self._aside(lambda: prepare(picture, max_pixels=pixels))
+        # Who is turned away is so before the picture is sent, and again before it is decoded.
+        self._order(request, 1, self.engine.clock(), asked)
+        order, images = await self._images(request, asked, prepare)
         answer = await self._answer(request, order, images)
         content = self._prediction(request, answer, top) | ({"routing": _routing(answer)} if routing else {})
         return JSONResponse(content)
@@ -135,6 +128,44 @@ class Front:
     async def numbers(self) -> Response:
         """Everything that is counted, in Prometheus's text format."""
         return Response(self.metrics.text(self.engine), media_type="text/plain; version=0.0.4")
+
+    async def _inference(self, request: Request) -> tensors.Inference:
+        header, policy = request.headers.get(_HEADER), self.engine.policy
+        most = min(self.limits.json, self.limits.size)
+        body = await read(request, self.limits, request.state.trace.place, json=header is None)
+        # A number of another form, or beyond the body, is told so when it is read.
+        if header is not None and header.isascii() and header.isdigit() and most < int(header[:20]) <= len(body):
+            raise too_much_json(most)
+        arrived, served = self.engine.clock(), self.engine.served
+
+        def admit(rows: int, parameters: Mapping[str, Any]) -> Order:
+            return self._order(request, rows, arrived, parameters)
+
+        # How late it may be is not known before it is read.
+        with _asked():
+            return await self._aside.do(
+                lambda: tensors.read(body, header, served, admit),
+                arrived=arrived,
+                promise=policy.patience,
+                patience=policy.patience,
+            )
+
+    async def _images(self, request: Request, asked: Mapping[str, Any], prepare: Preparation) -> tuple[Order, Tensor]:
+        body = await read(request, self.limits, request.state.trace.place)
+        arrived, policy = self.engine.clock(), self.engine.policy
+        order = self._order(request, 1, arrived, asked)
+        kind, pixels = request.headers.get("content-type", ""), self.limits.pixels
+        formed = kind.lower().startswith("multipart/form-data")
+
+        def work() -> Tensor:
+            picture = pictures.check(forms.file(body, kind, "picture") if formed else body)
+            return prepare(picture, max_pixels=pixels)
+
+        with _asked():
+            images = await self._aside.do(
+                work, arrived=arrived, promise=order.within(policy.target), patience=order.within(policy.patience)
+            )
+        return order, images
 
     async def _answer(self, request: Request, order: Order, items: Tensor) -> Answer:
         answer = await asyncio.wrap_future(self.engine.submit(order, items))
@@ -164,10 +195,6 @@ class Front:
         if request.path_params.get("version", str(self.engine.version)) != str(self.engine.version):
             raise RequestError(404, f"there is no such version of {self.name!r}; now it is {self.engine.version}.")
 
-    async def _aside(self, work: Callable[[], _Result]) -> _Result:
-        """Do what takes long in a thread, so that others are answered meanwhile."""
-        return await anyio.to_thread.run_sync(work, limiter=self._decoders)
-
 
 def application(
     engine: Engine,
@@ -178,6 +205,7 @@ def application(
     metrics: Metrics | None = None,
     patience: float = 30.0,
     failed: Callable[[BaseException], None] | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The server as an ASGI application; its engine is started with it, and drained before it ends.
 
@@ -189,9 +217,11 @@ def application(
         metrics: counted in; the engine's watch.
         patience: seconds that draining may take.
         failed: told why the engine could not start.
+        tracer: makes a span of each request; by default what OpenTelemetry's own variables ask for.
     """
     metrics = Metrics() if metrics is None else metrics
-    front = Front(engine, name=name, limits=Limits() if limits is None else limits, metrics=metrics)
+    limits = Limits() if limits is None else limits
+    front = Front(engine, name=name, limits=limits, metrics=metrics)
 
     def start() -> None:
         try:
@@ -214,7 +244,8 @@ def application(
     keys = Keys({}) if keys is None else keys
     described = document(app, name=name, served=engine.served, most=engine.most, keyed=bool(keys))
     app.openapi = lambda: described
-    app.add_middleware(Guard, keys=keys, metrics=metrics)
+    tracer = spans.tracer() if tracer is None else tracer
+    app.add_middleware(Guard, keys=keys, metrics=metrics, limits=limits, tracer=tracer)
     for kind in (RequestError, RefusedError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _told)
     return app
@@ -253,29 +284,6 @@ async def _told(request: Request, error: Exception) -> Response:
         found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return reply(RequestError(422, f"a parameter is out of bounds: {found}."), request.state.trace)
     return reply(error, request.state.trace)
-
-
-async def _picture(request: Request, body: bytes) -> bytes:
-    """The picture in a body: all of it, or the part `picture` of a form.
-
-    Raises:
-        RequestError: the form is broken, or has no such part.
-    """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return body
-
-    async def once() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    try:
-        async with Request(request.scope, once).form(max_files=1, max_fields=8) as form:
-            part = form.get("picture")
-            if not isinstance(part, UploadFile):
-                raise RequestError(400, "the form needs a part called picture, with a file name.")
-            return await part.read()
-    # What a parser says of a broken form is of many kinds.
-    except (HTTPException, MultiPartException, MultipartParseError, KeyError, ValueError) as error:
-        raise RequestError(400, f"the form is broken: {getattr(error, 'detail', error)}.") from error
 
 
 def _routing(answer: Answer) -> dict[str, Any] | None:

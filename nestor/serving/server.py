@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ import uvicorn
 
 from nestor.data.decode import quiet
 from nestor.serving.engine import Engine
-from nestor.serving.guard import Keys, Limits, Lines
 from nestor.serving.http import application
 from nestor.serving.metrics import Metrics
 from nestor.serving.punctual import punctual
@@ -24,11 +22,15 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from nestor.serving.controller import Policy
+    from nestor.serving.guard import Keys, Limits
     from nestor.serving.network import Served
 
 _log = logging.getLogger("nestor.serving")
 # Bytes of a request's line and headers.
 _HEADERS = 16_384
+# More than the requests that may be under way, so that who comes too many is told so in full; less than the 1024 files
+# that a process may usually have open.
+CONNECTIONS = 896
 
 
 class Server(uvicorn.Server):
@@ -43,7 +45,7 @@ class Server(uvicorn.Server):
         port: to listen at; 0 for any that is free.
         limits: of one request.
         keys: who may ask.
-        connections: that may be open at once; more are answered with 503.
+        connections: that may be open at once, idle ones too; more get a bare 503, without a word on when to come back.
         patience: seconds that stopping may take.
 
     Raises:
@@ -61,7 +63,7 @@ class Server(uvicorn.Server):
         port: int = 8000,
         limits: Limits | None = None,
         keys: Keys | None = None,
-        connections: int = 512,
+        connections: int = CONNECTIONS,
         patience: int = 30,
     ):
         self.load, self.metrics = load, Metrics()
@@ -141,16 +143,6 @@ class Server(uvicorn.Server):
 
     def _failed(self, error: BaseException) -> None:
         self.error, self.should_exit = error, True
-
-
-def log_lines(level: int = logging.INFO) -> None:
-    """Write the server's log to standard error, one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines())
-    for name in ("nestor.serving", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers[:], logger.propagate = [handler], False
-        logger.setLevel(level)
 
 
 @contextmanager

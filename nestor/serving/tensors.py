@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -14,12 +14,13 @@ import torch
 from nestor.serving.network import DATATYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from nestor.serving.answer import Answer
     from nestor.serving.network import Input, Served
+    from nestor.serving.order import Order
 
 LOGITS, EXPERTS = "logits", "experts"
 
@@ -30,15 +31,15 @@ class Inference:
 
     Attributes:
         id: the client's own name for it.
+        order: what it was admitted as.
         items: (B, ...), what the network takes.
         outputs: names of what is wanted, each with whether it is wanted as bytes.
-        parameters: of the request.
     """
 
     id: str | None
+    order: Order
     items: Tensor
     outputs: Mapping[str, bool]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def outputs(served: Served) -> dict[str, tuple[str, list[int]]]:
@@ -62,8 +63,17 @@ def metadata(name: str, version: int, served: Served) -> dict[str, Any]:
     }
 
 
-def read(body: bytes, header: str | None, served: Served) -> Inference:
-    """Read a request; `header` is `Inference-Header-Content-Length`, how many bytes of JSON come before the tensors.
+def read(
+    body: bytes, header: str | None, served: Served, admit: Callable[[int, Mapping[str, Any]], Order]
+) -> Inference:
+    """Read a request.
+
+    Args:
+        body: the request.
+        header: `Inference-Header-Content-Length`, how many bytes of JSON come before the tensors.
+        served: the network.
+        admit: told how many rows there are, and the parameters, before any number is read; who is turned away costs
+            no more.
 
     Raises:
         ValueError: it is not what the protocol, or this network, wants.
@@ -83,8 +93,11 @@ def read(body: bytes, header: str | None, served: Served) -> Inference:
     given = asked.get("inputs")
     if not isinstance(given, list) or len(given) != 1:
         raise ValueError(f"inputs must be a list with the one tensor {served.input.name!r}; got {_shown(given)}.")
-    items = _tensor(_object(given[0], "an input"), memoryview(body)[size:], served.input)
-    return Inference(id=identity, items=items, outputs=_wanted(asked, parameters, served), parameters=parameters)
+    tensor, wanted = _object(given[0], "an input"), _wanted(asked, parameters, served)
+    dims = _dims(tensor, served.input)
+    order = admit(dims[0], parameters)
+    items = _tensor(tensor, dims, memoryview(body)[size:], served.input)
+    return Inference(id=identity, order=order, items=items, outputs=wanted)
 
 
 def write(name: str, inference: Inference, answer: Answer) -> tuple[bytes, int | None]:
@@ -169,8 +182,8 @@ def _wanted(asked: Mapping[str, Any], parameters: Mapping[str, Any], served: Ser
     return wanted
 
 
-def _tensor(given: Mapping[str, Any], tail: memoryview, wanted: Input) -> Tensor:
-    name, dtype = wanted.name, DATATYPES[wanted.datatype][1]
+def _dims(given: Mapping[str, Any], wanted: Input) -> list[int]:
+    name = wanted.name
     if given.get("name") != name:
         raise ValueError(f"the input must be called {name!r}; got {_shown(given.get('name'))}.")
     if given.get("datatype") != wanted.datatype:
@@ -178,6 +191,11 @@ def _tensor(given: Mapping[str, Any], tail: memoryview, wanted: Input) -> Tensor
     dims = given.get("shape")
     if not _whole(dims) or tuple(dims[1:]) != wanted.shape:
         raise ValueError(f"{name} must be of shape {[-1, *wanted.shape]}, at least one item; got {_shown(dims)}.")
+    return dims
+
+
+def _tensor(given: Mapping[str, Any], dims: list[int], tail: memoryview, wanted: Input) -> Tensor:
+    name, dtype = wanted.name, DATATYPES[wanted.datatype][1]
     count = math.prod(dims)
     size = _parameters(given).get("binary_data_size")
     if size is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from nestor.serving.network import Served
 
+_log = logging.getLogger("nestor.serving")
 # How much sooner than others the kernel takes this process when memory runs out, of 1000: the server shall outlive it.
 SACRIFICE = 500
 
@@ -58,7 +59,7 @@ def _answer(served: Served, other: socket.socket, most: int) -> None:
             answers = served.run(items[: asked["rows"]], asked["budget"])
         # MemoryError included: a batch that does not fit need not take the network along.
         except Exception as error:
-            traceback.print_exc()
+            _log.exception("the network failed with a batch of %d at budget %g", asked["rows"], asked["budget"])
             wire.send(other, _failure(error))
         else:
             tensors = {"logits": answers.logits.contiguous()}
