@@ -127,8 +127,7 @@ class Report:
     @property
     def place(self) -> str:
         """The machine's kind as part of a path; other threads, other machine."""
-        plain = re.sub(r"\((?:r|tm|c)\)", " ", f"{self.machine['processor']} {self.machine['threads']} threads".lower())
-        return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+        return place(self.machine)
 
     def to_json(self) -> str:
         """As JSON, a line a value and six digits a number, so that histories can be compared by eye."""
@@ -155,6 +154,12 @@ class Report:
                 "operators": tuple(Operator(**one) for one in data["operators"]),
             }
         )
+
+
+def place(machine: Mapping[str, str]) -> str:
+    """A kind of machine as part of a path."""
+    plain = re.sub(r"\((?:r|tm|c)\)", " ", f"{machine['processor']} {machine['threads']} threads".lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def judge(cell: Cell, timings: Mapping[Candidate, Timing], rates: Rates) -> tuple[Row, ...]:
