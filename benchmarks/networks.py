@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rivals import reach_rivals
 from nestor.models.merged import Merged
 from nestor.models.pretrained.timm import from_model
 from nestor.surgery.fold import fold
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from benchmarks.settings import Vision
     from nestor.models.plain import Plain
     from nestor.models.vit import ViT
-
-# Declarations vanish with the library that made them.
-_DECLARED: list[torch.library.Library] = []
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,7 +79,7 @@ def build(vision: Vision, elastic: Sequence[str], seed: int = 0) -> Networks:
     Raises:
         ImportError: timm or transformers is missing.
     """
-    declare_torchvision()
+    reach_rivals()
     try:
         from timm.models.vision_transformer import VisionTransformer
     except ImportError as error:
@@ -148,14 +145,3 @@ def _transformers(v: Vision) -> nn.Module:
     else:
         network = ViTForImageClassification(cast("Any", ViTConfig)(intermediate_size=4 * v.width, **sizes))
     return cast("nn.Module", network).eval()
-
-
-def declare_torchvision() -> None:
-    """Let timm and transformers import torchvision, whose CUDA build needs two operators that torch lacks on CPUs."""
-    known = hasattr(torch.ops.torchvision, "nms")
-    if known or find_spec("torchvision") is None or torch.version.cuda is not None:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _DECLARED.append(library)

@@ -22,6 +22,7 @@ from benchmarks.networks import build
 from benchmarks.operators import operators
 from benchmarks.plot import draw
 from benchmarks.record import Absent, Report, judge
+from benchmarks.rivals import reach_rivals
 from benchmarks.settings import SUBJECTS, Layer
 from benchmarks.show import show
 from nestor.data.scan import watch
@@ -155,6 +156,7 @@ def _sources() -> str:
 
 
 def _versions() -> dict[str, str | None]:
+    reach_rivals()
     path = runtimes.compiler()
     found = {"nestor": nestor.__version__, "compiler": None if path is None else Path(path).name}
     return found | {name: _version(name) for name in PACKAGES}

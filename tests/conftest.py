@@ -7,15 +7,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-# transformers and timm import torchvision, whose CUDA build declares two operators that torch's CPU build lacks.
-# The library must stay referenced: the declarations vanish with it.
-TORCHVISION_STUBS: list[torch.library.Library] = []
+from benchmarks.rivals import reach_rivals
 
-if find_spec("torchvision") is not None and torch.version.cuda is None:
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    TORCHVISION_STUBS.append(library)
+# Before transformers asks whether there is a torchvision.
+reach_rivals()
 
 # The page is tried in a real browser where there is one; where there is none, the end of every run says so.
 CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), "")

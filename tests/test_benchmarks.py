@@ -1,3 +1,4 @@
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from benchmarks import mixtures, runtimes, speed
+from benchmarks import mixtures, rivals, runtimes, speed
 from benchmarks.__main__ import app, choose
 from benchmarks.floor import Matmul, Rates
 from benchmarks.networks import Logits, Networks, build
@@ -342,3 +343,14 @@ def test_settings_that_cannot_be_are_refused():
         Cell(subject="ViT-S/16", batch=0, precision="float32")
     with pytest.raises(ValueError, match="works must be among predict, step; got 'sleep'"):
         Cell(subject="ViT-S/16", precision="float32", work="sleep")
+
+
+def test_rivals_are_found_where_make_keeps_them_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "kept_apart.py").write_text("VALUE = 3\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(rivals, "FOLDER", tmp_path)
+    for _ in range(2):
+        rivals.reach_rivals()
+    assert importlib.import_module("kept_apart").VALUE == 3
+    assert sys.path.count(str(tmp_path)) == 1
+    assert "--target $(VENV)/rivals $(RIVALS)" in (Path(__file__).parent.parent / "Makefile").read_text()

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +38,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
         return None if name in missing else importlib.util.find_spec("json")
 
     monkeypatch.setattr(DOCTOR, "find_spec", find_spec)
+    monkeypatch.setattr(DOCTOR, "_broken", lambda need: None)
 
 
 def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch):
@@ -72,6 +76,41 @@ def test_json_holds_machine_and_versions(monkeypatch: pytest.MonkeyPatch):
     assert found["machine"]["nestor"] == nestor.__version__
     assert found["fault"] is None
     assert found["versions"]["torch"].startswith(found["machine"]["torch"].split("+")[0])
+
+
+def test_transformers_beside_a_torchvision_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    folder = tmp_path / "torchvision"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    about = tmp_path / "torchvision-0.28.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    code, said = asked("import nestor.hub", "--json")
+    found = json.loads(said)
+    assert (code, found["ok"]) == (1, False)
+    (need,) = found["needs"]
+    assert need["missing"] == []
+    assert need["broken"] == (
+        "nestor.hub needs transformers, which imports torchvision where it is installed, and torchvision 0.28.0 does "
+        f"not fit torch {version('torch')} (operator torchvision::nms does not exist). Uninstall it: pip uninstall "
+        "torchvision; or install the build that fits torch."
+    )
+
+
+def test_what_is_installed_and_broken_is_no_more_there_than_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    only(monkeypatch)
+    monkeypatch.setattr(DOCTOR, "_broken", lambda need: "cannot be" if need.proof else None)
+    code, said = asked()
+    assert code == 1
+    assert [line.split()[0] for line in said.splitlines() if "cannot be" in line] == ["import"]
+    assert asked("fit")[0] == 0
+
+
+def test_a_proof_that_ends_without_a_word_is_a_finding(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DOCTOR.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-11, stderr=""))
+    need = next(need for need in NEEDS if need.proof)
+    assert DOCTOR._broken(need) == "import nestor.hub ended with -11"
 
 
 def test_a_broken_torch_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch):

@@ -49,3 +49,16 @@ def test_the_hub_module_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"nestor.hub needs transformers. Install it: pip install 'nestor\[hub\]'"):
         import_module("nestor.hub")
+
+
+def test_any_other_failure_of_transformers_is_told_by_its_first_cause(monkeypatch: pytest.MonkeyPatch):
+    from nestor.hub.needs import repair
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    error = ImportError("Could not import module 'TrainerCallback'.")
+    error.__cause__ = OSError("no such\nlibrary")
+    said = repair(error)
+    assert said.startswith("nestor.hub needs transformers, and transformers 5")
+    assert said.endswith(
+        "cannot be imported (no such library). Install one that can: pip install --upgrade 'nestor[hub]'"
+    )

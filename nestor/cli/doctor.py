@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -31,12 +33,16 @@ PLAIN = ("clock", "recipes")
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What commands need for a purpose: modules as they are imported, and what installs them."""
+    """What commands need for a purpose: modules as they are imported, and what installs them.
+
+    Where being installed is not enough, `proof` is a module of ours that says in one line why it cannot be imported.
+    """
 
     commands: tuple[str, ...]
     purpose: str
     modules: tuple[str, ...]
     install: str
+    proof: str | None = None
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -78,7 +84,13 @@ NEEDS = (
         install=_extra("serve"),
     ),
     Need(commands=("demo",), purpose="the page", modules=("gradio", "matplotlib"), install=_extra("page")),
-    Need(commands=("import nestor.hub",), purpose="transformers", modules=("transformers",), install=_extra("hub")),
+    Need(
+        commands=("import nestor.hub",),
+        purpose="transformers",
+        modules=("transformers",),
+        install=_extra("hub"),
+        proof="nestor.hub",
+    ),
 )
 
 
@@ -98,7 +110,8 @@ def doctor(
     needs = [need for need in NEEDS if not commands or set(commands) & set(need.commands)]
     facts, fault = _facts()
     versions = {name: _version(name) for name in (*CORE, *OPTIONAL)}
-    fine = fault is None and not any(need.missing for need in needs)
+    broken = {need: _broken(need) for need in needs}
+    fine = fault is None and not any(need.missing or broken[need] for need in needs)
     if as_json:
         asked = [
             {
@@ -106,13 +119,14 @@ def doctor(
                 "purpose": need.purpose,
                 "modules": need.modules,
                 "missing": need.missing,
+                "broken": broken[need],
                 "install": need.install,
             }
             for need in needs
         ]
         give({"machine": facts, "fault": fault, "versions": versions, "needs": asked, "ok": fine})
     else:
-        _print(facts, versions, needs, fault)
+        _print(facts, versions, broken, fault)
     if not fine:
         raise typer.Exit(MISSING)
 
@@ -133,6 +147,18 @@ def _facts() -> tuple[dict[str, str], str | None]:
     return machine() | {"accelerators": devices} | ours, None
 
 
+def _broken(need: Need) -> str | None:
+    """Why what is installed cannot be imported; None where it can, or where nothing tells before it is used."""
+    if need.proof is None or need.missing:
+        return None
+    # In a process of its own: half an import would stay, and torch's libraries may end the process that loads them.
+    done = subprocess.run([sys.executable, "-c", f"import {need.proof}"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines() or [f"import {need.proof} ended with {done.returncode}"]
+    return said[-1].removeprefix("ImportError: ")
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -140,7 +166,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[Need], fault: str | None) -> None:
+def _print(
+    facts: dict[str, str], versions: dict[str, str | None], needs: dict[Need, str | None], fault: str | None
+) -> None:
     console = results()
     here = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
@@ -150,8 +178,8 @@ def _print(facts: dict[str, str], versions: dict[str, str | None], needs: list[N
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("command", "for", "needs", ""):
         table.add_column(name)
-    for need in needs:
-        state = f"missing {', '.join(need.missing)}: {need.install}" if need.missing else "there"
+    for need, broken in needs.items():
+        state = f"missing {', '.join(need.missing)}: {need.install}" if need.missing else broken or "there"
         table.add_row(", ".join(need.commands), need.purpose, ", ".join(need.modules), escape(state))
     console.print(table)
     if fault is not None:

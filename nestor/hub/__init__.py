@@ -15,10 +15,19 @@ Pictures are prepared by transformers' own `BitImageProcessor`, which each folde
 shorter side to the nominal size, centre crop. On square pictures its PIL backend agrees with `nestor.data` to rounding.
 """
 
+from nestor.hub.needs import repair
+
 try:
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        PreTrainedConfig,  # noqa: F401
+        PreTrainedModel,  # noqa: F401
+        TrainerCallback,  # noqa: F401
+    )
 except ImportError as error:
-    raise ImportError("nestor.hub needs transformers. Install it: pip install 'nestor[hub]'") from error
+    raise ImportError(repair(error)) from error
 
 from nestor.hub.budgets import SampledBudgets
 from nestor.hub.card import model_card, write_card
