@@ -48,7 +48,7 @@ IDEA = "Each slot of an expert takes a mixture of all tokens, each token a mixtu
 class Settings:
     """How the proof is run; slots are those of all experts together."""
 
-    pictures: int = 3000
+    pictures: int = 2500
     held_out: int = 2000
     epochs: int = 3
     batch: int = 16
