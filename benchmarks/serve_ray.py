@@ -157,7 +157,7 @@ def main(
     items = [torch.randn(1, *served.input.shape) for _ in range(ITEMS)]
     asks = [tensor_ask(served.input.name, each) for each in items]
     began = time.perf_counter()
-    ray.init(include_dashboard=False, num_cpus=replicas + 1, log_to_driver=False)
+    ray.init(include_dashboard=False, num_cpus=replicas + 1, log_to_driver=False, _node_ip_address=HOST)
 
     def alive() -> list[Any]:
         return [actor for actor in list_actors() if actor.state == "ALIVE" and "ServeReplica" in actor.class_name]
