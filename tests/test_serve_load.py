@@ -87,7 +87,8 @@ def test_what_holds_and_what_does_not():
     assert set(held.values()) == {True}
     bad = [line("elastic", kept=0.9, errors=1, lost=1, refused=2, accuracy_offered=0.7), line("fixed 1")]
     slow = line("beyond", refused=1, lost=1, untold=1, refused_max_ms=60.0, p95_ms=60.0)
-    assert set(claims(bad, **more | {"recovered": [None]}, beyond=slow).values()) == {False}
+    worse: dict[str, Any] = more | {"recovered": [None]}
+    assert set(claims(bad, **worse, beyond=slow).values()) == {False}
     # Where no fixed budget keeps the target there is nothing to compare with.
     assert [so for so in claims(good[:2], **more, beyond=None).values() if so is None] == [None] * 5
     assert table(good).splitlines()[2].startswith("| elastic | 1 | 40 | 1.00 | 0.900 | 0.900 | 100.0% | 0 |  | 0 | 0 |")
