@@ -1,6 +1,7 @@
 """Mixtures of transformers, their experts in one tensor for each map, read as ours and adapted expert by expert."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_a_block_of_every_family_is_read_exactly(kind: str):
         new(ids)
     assert [routing.scores.shape[:2] for routing in record.routings] == [(2, 7)] * 2
     slots = [part for part in new.modules() if isinstance(part, Slot)]
-    old = [part.experts for name, part in model.named_modules() if name.endswith(".mlp")]
+    old: list[Any] = [part.experts for name, part in model.named_modules() if name.endswith(".mlp")]
     for slot, experts in zip(slots, old, strict=True):
         assert isinstance(slot.layer.experts, FeedForward)
         assert torch.equal(slot.layer.experts.inward, experts.gate_up_proj)
