@@ -125,8 +125,8 @@ def test_an_unknown_command_is_refused():
     result = CliRunner().invoke(app, ["doctor", "walk"])
     assert result.exit_code == 2
     assert (
-        "Error: doctor knows demo, export, fit, import nestor.hub, nest, profile, prove, serve, show; got walk."
-        in result.stderr
+        "Error: doctor knows clock, demo, export, fit, import nestor.hub, nest, profile, prove, recipes, serve, show; "
+        "got walk." in result.stderr
     )
 
 
@@ -140,8 +140,8 @@ def test_every_extra_brings_what_doctor_says_it_brings():
             assert {"yaml": "pyyaml"}.get(need.modules[-1], need.modules[-1]) in packages[extra[1]], need
             named += 1
     assert named >= 8
-    # A cluster, and what the library's own developers need, are not for everybody.
-    apart = ("ray", "all", "docs", "test", "dev")
+    # A cluster, traces, and what the library's own developers need, are not for everybody.
+    apart = ("ray", "telemetry", "all", "docs", "test", "dev")
     assert declared["all"] == [f"nestor[{','.join(name for name in declared if name not in apart)}]"]
 
 

@@ -287,6 +287,6 @@ def test_a_server_that_says_nothing_is_not_waited_for():
             first_line(process, 0.1)
         end(process)
     assert process.returncode == -signal.SIGTERM
-    for code, line in (("print('http://a:1 b\\nmore')", "http://a:1 b"), ("", "")):
+    for code, line in (("print('http://127.0.0.1:1 b\\nmore')", "http://127.0.0.1:1 b"), ("", "")):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
             assert first_line(process, WAIT) == line
