@@ -218,3 +218,8 @@ def randomised(experts: Experts) -> Experts:
         # Numbers that half precision holds too, so that weights which are rounded further fall on the same side.
         parameter.data.copy_(parameter.data.bfloat16())
     return experts
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of those that a module's parameters have."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}

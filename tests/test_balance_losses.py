@@ -43,6 +43,10 @@ def test_losses_by_hand():
     step = 0.5 * (1 + math.erf(-math.log(3) / math.sqrt(2)))
     expected = ((0.5 - step) / (0.5 + step)) ** 2
     assert losses.load(routing, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    # An expert that takes three times as long is as busy with a third of the tokens.
+    dear = ((0.5 - 3 * step) / (0.5 + 3 * step)) ** 2
+    assert losses.load(routing, 1.0, costs=(1, 3)).item() == pytest.approx(dear, rel=1e-5)
+    assert losses.load(routing, 1.0, costs=(step, 0.5)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_switch_is_one_when_balanced_and_items_are_balanced_by_themselves():

@@ -72,7 +72,10 @@ class AngularAttention(nn.Module):
         mixed = value / 2 + self.code(query) @ (self.code(key).mT @ value) / math.pi
         mixed = unit(mixed).transpose(1, 2).flatten(2)
         values = value.transpose(1, 2).flatten(2)
-        nearby = F.conv1d(values.mT, self.near.to(values.dtype), padding=NEAR // 2, groups=values.shape[-1]).mT
+        # torch's convolution over nothing is an error.
+        wide = values if values.shape[1] else values.new_zeros(len(values), 1, values.shape[-1])
+        nearby = F.conv1d(wide.mT, self.near.to(wide.dtype), padding=NEAR // 2, groups=wide.shape[-1]).mT
+        nearby = nearby[:, : values.shape[1]]
         return self.outward(mixed + nearby)
 
     def macs(self, tokens: int) -> int:

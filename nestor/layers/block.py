@@ -64,10 +64,12 @@ class Dense(nn.Module):
         self.experts = experts
 
     def forward(self, tokens: Tensor, signal: Signal | None = None) -> tuple[Tensor, tuple[Routing, ...]]:
-        """(B, T, D) -> (B, T, D') and no decision."""
-        rows = tokens.flatten(0, -2)
-        answer = self.experts(rows, torch.tensor([len(rows)], device=rows.device))
-        return answer.unflatten(0, tokens.shape[:-1]), ()
+        """(B, T, D) -> (B, T, D') and no decision; a masked token gets zero."""
+        gone = None if signal is None or signal.mask is None else ~signal.mask.unsqueeze(-1)
+        # Padding may hold anything; what is computed of it would still reach the gradient.
+        rows = (tokens if gone is None else tokens.masked_fill(gone, 0)).flatten(0, -2)
+        answer = self.experts(rows, torch.tensor([len(rows)], device=rows.device)).unflatten(0, tokens.shape[:-1])
+        return answer if gone is None else answer.masked_fill(gone, 0), ()
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of one item with this many tokens."""

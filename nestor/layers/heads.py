@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from nestor.layers.block import SelfAttention
     from nestor.types import Router, Routing
 
-# What a key gets that is there to fill a list up; finite, so that a list of nothing else has an answer too.
-_NEVER = -1e9
-
 
 class _Heads(nn.Module):
     """Queries, keys, values and what each head writes, one slice for each of H heads."""
@@ -156,7 +153,9 @@ class SeparateHeads(_Heads):
             tokens = tokens.masked_fill(~signal.mask.unsqueeze(-1), 0)
         rows = gather(tokens, place)
         query, key, value = (self.part(which, rows) for which in range(3))
-        never = torch.zeros_like(real, dtype=query.dtype).masked_fill(~real, _NEVER).unsqueeze(2)
+        # What fills a list up is no key, but a list of nothing else must have an answer too; its weights are zero.
+        filling = ~real & real.any(-1, keepdim=True)
+        never = torch.zeros_like(real, dtype=query.dtype).masked_fill(filling, -torch.inf).unsqueeze(2)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=never)
         return self.tell(mixed, weight, place, tokens, signal.mask), (routing,)
 

@@ -64,7 +64,7 @@ class QueryMixture(nn.Module):
         asked = self.queries(routing.dispatch(tokens), counts)
         heads = asked.new_zeros(B * T * K, asked.shape[-1]).index_copy(0, place, asked)
         key, value = (part.unsqueeze(1).expand(-1, K, -1, -1) for part in self.memory(tokens).chunk(2, -1))
-        read = attend(heads.view(B, T, K, -1).transpose(1, 2), key.to(heads.dtype), value.to(heads.dtype))
+        read = attend(heads.view(B, T, K, heads.shape[-1]).transpose(1, 2), key.to(heads.dtype), value.to(heads.dtype))
         rows = read.transpose(1, 2).flatten(0, 2).index_select(0, place)
         return routing.combine(self.outputs(rows, counts)), (routing,)
 

@@ -60,24 +60,29 @@ class Blended(nn.Module):
         self.experts, self.router = experts, router
 
     def forward(self, tokens: Tensor, signal: Signal | None = None) -> tuple[Tensor, tuple[Routing, ...]]:
-        """(B, T, D) -> (B, T, D) and the decision taken.
+        """(B, T, D) -> (B, T, D) and the decision taken; a masked token gets zero.
 
         Raises:
             ValueError: when the decision is soft, or over another number of experts.
         """
-        own = self.experts
-        routing = self.router(tokens, Signal() if signal is None else signal)
+        own, signal = self.experts, Signal() if signal is None else signal
+        gone = None if signal.mask is None else ~signal.mask.unsqueeze(-1)
+        tokens = tokens if gone is None else tokens.masked_fill(gone, 0)
+        routing = self.router(tokens, signal)
         if not isinstance(routing, Sparse) or routing.scores.shape[-1] != len(own.down):
             raise ValueError(
                 f"blending needs a sparse decision over {len(own.down)} experts; got {type(routing).__name__} over "
                 f"{routing.scores.shape[-1]}. Build both with the same number."
             )
         # All tokens of an item that count say the same, and the others say nothing.
-        gate = dense(routing).amax(1).to(tokens.dtype)
+        weight = dense(routing)
+        # Of no tokens there is no greatest weight.
+        gate = (weight.amax(1) if weight.shape[1] else weight.sum(1)).to(tokens.dtype)
         down, up = (torch.einsum("be,eod->bdo", gate, part) for part in (own.down, own.up))
         down_bias, up_bias = ((gate @ part).unsqueeze(1) for part in (own.down_bias, own.up_bias))
         hidden = own.activation.apply(torch.baddbmm(down_bias, tokens, down))
-        return own.scale * torch.baddbmm(up_bias, hidden, up), (routing,)
+        answer = own.scale * torch.baddbmm(up_bias, hidden, up)
+        return answer if gone is None else answer.masked_fill(gone, 0), (routing,)
 
     def macs(self, routing: Routing, shape: tuple[int, int, int]) -> int:
         """Multiply-accumulates of the router, of mixing the weights for each item, and of one adapter for each token.

@@ -28,6 +28,8 @@ def softmax_in_one_pass(scores: Tensor) -> Tensor:
 def attend_in_one_pass(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(e)) v in two streams, of keys and of values: the first leaves scores, a bias and a sum.
 
+    Without a key the answer is zero.
+
     Args:
         query: (B, heads, n, e).
         key, value: (B, heads, m, e).
@@ -35,6 +37,8 @@ def attend_in_one_pass(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, heads, n, e).
     """
+    if not key.shape[-2]:
+        return torch.zeros_like(query)
     scale = query.shape[-1] ** -0.5
     scores = torch.stack([scale * (query * each.unsqueeze(-2)).sum(-1) for each in key.unbind(-2)], -1)
     bias, total = _summed(scores)
