@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    from nestor.layers.embed import PatchEmbed
     from nestor.measure.record import Profile
 
 PROFILE = "profile.json"
@@ -77,6 +78,14 @@ class NestorPreTrainedModel(PreTrainedModel):
         """The smallest budget that the widths allow for pictures of the nominal size."""
         side = self.vit.settings.nominal // self.vit.settings.patch
         return self.vit.least_budget(side * side)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What turns pictures into tokens."""
+        return self.vit.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in its place."""
+        self.vit.embed = cast("PatchEmbed", value)
 
     @property
     def gradient_checkpointing(self) -> bool:
