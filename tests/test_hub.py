@@ -163,6 +163,66 @@ def test_a_network_without_a_head_is_given_one(tmp_path: Path):
     assert 0 < found.vit.state_dict()["head.linear.weight"].abs().max() < 1
 
 
+NONE = r"a classifier needs a head, and this network has none: its settings name 0 classes. Fit it first"
+
+
+@pytest.mark.parametrize("saved_by", ["nestor", "transformers", "transformers from a classifier"])
+def test_a_head_that_nobody_trained_answers_nothing(tmp_path: Path, saved_by: str):
+    body, classes = tiny(NARROWED), 3 if saved_by.endswith("classifier") else 0
+    if saved_by == "nestor":
+        nestor.save(body, tmp_path)
+    else:
+        NestorModel.from_nestor(tiny(NARROWED, classes=classes, head="class_mean")).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).num_labels == 0
+    with pytest.raises(ValueError, match=NONE):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=NONE):
+        pipeline("image-classification", model=str(tmp_path))
+    assert read(tmp_path, num_labels=2)(IMAGES).logits.shape == (2, 2)
+    assert read(tmp_path, id2label={0: "x", 1: "y", 2: "z"})(IMAGES).logits.shape == (2, 3)
+
+
+def test_a_pipeline_of_features_gives_the_tokens(tmp_path: Path):
+    body = tiny(NARROWED)
+    nestor.save(body, tmp_path)
+    describe = pipeline("image-feature-extraction", model=str(tmp_path))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    prepared = AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(torch.tensor(describe(picture)), body(prepared).tokens)
+    inside: Any = describe.model
+    inside.budget = 0.6
+    assert torch.equal(torch.tensor(describe(picture)), body(prepared, 0.6).tokens)
+
+
+def test_saving_takes_the_keywords_of_transformers(model: nestor.ViT, tmp_path: Path):
+    found = NestorForImageClassification.from_nestor(model)
+    tensors = {name: torch.ones_like(tensor) for name, tensor in found.state_dict().items()}
+    found.save_pretrained(tmp_path, state_dict=tensors, max_shard_size="1KB", save_original_format=False, token="t")
+    written = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == model.state_dict().keys()
+    assert all((tensor == 1).all() for tensor in written.values())
+    found.save_pretrained(tmp_path / "never", is_main_process=False)
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("asked", [{"variant": "fp16"}, {"distributed_checkpoint": True}])
+def test_files_that_nestor_could_not_find_are_not_written(model: nestor.ViT, tmp_path: Path, asked: dict[str, Any]):
+    found = NestorForImageClassification.from_nestor(model)
+    with pytest.raises(ValueError, match=r"weights are one file of one name; got variant=.* Leave both out"):
+        found.save_pretrained(tmp_path / "never", **asked)
+    assert not (tmp_path / "never").exists()
+
+
+def test_weights_come_under_our_names_and_those_of_transformers(model: nestor.ViT):
+    for tensors in (model.state_dict(), NestorForImageClassification.from_nestor(model).state_dict()):
+        found = NestorForImageClassification(NestorConfig.of(model.settings)).eval()
+        done = found.load_state_dict(tensors)
+        assert not done.missing_keys + done.unexpected_keys
+        assert torch.equal(found(IMAGES).logits, model(IMAGES).logits)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*vit.walk"):
+        found.load_state_dict(model.state_dict() | {"walk": torch.zeros(1)})
+
+
 def test_labels_named_later_are_saved(model: nestor.ViT, tmp_path: Path):
     found = NestorForImageClassification.from_nestor(model)
     found.config.id2label = {0: "x", 1: "y", 2: "z"}

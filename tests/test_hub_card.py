@@ -1,5 +1,6 @@
 """Model cards, and what is uploaded with them."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_vit import DENSE, NARROWED, tiny
+from transformers import PreTrainedModel
 
 import nestor
 from nestor.hub import NestorForImageClassification, NestorModel, model_card, write_card
@@ -143,6 +145,38 @@ def test_saving_can_push_too(hub: list[dict[str, Any]], tmp_path: Path):
         ("branch", "other"),
         ("upload", None),
     ]
+
+
+COMMIT = {"commit_message": "first", "commit_description": "of many", "create_pr": True}
+
+
+@pytest.mark.parametrize("verb", ["push_to_hub", "save_pretrained"])
+def test_pushing_takes_the_keywords_of_transformers(hub: list[dict[str, Any]], tmp_path: Path, verb: str):
+    model, asked = NestorModel.from_nestor(tiny(NARROWED)), {**COMMIT, "private": True, "max_shard_size": "1GB"}
+    asked |= {"tags": ["solar", "vision"], "revision": "other", "token": "secret"}
+    if verb == "push_to_hub":
+        assert model.push_to_hub("a/b", **asked) == "the commit"
+    else:
+        model.save_pretrained(tmp_path / "elastic", push_to_hub=True, repo_id="a/b", **asked)
+    create, upload = hub
+    assert (create["name"], create["private"]) == ("a/b", True)
+    assert upload.items() >= {**COMMIT, "revision": "other"}.items()
+    tags = header(upload["files"]["README.md"].decode())["tags"]
+    assert tags == ["nestor", "vision", "elastic", "mixture-of-experts", "solar"]
+
+
+def test_what_transformers_can_be_asked_on_a_push_so_can_we():
+    def keywords(verb: Any) -> set[str]:
+        return {name for name, each in inspect.signature(verb).parameters.items() if each.kind != each.VAR_KEYWORD}
+
+    assert keywords(NestorModel.push_to_hub) >= keywords(PreTrainedModel.push_to_hub)
+    assert keywords(NestorModel.save_pretrained) >= keywords(PreTrainedModel.save_pretrained)
+
+
+def test_a_keyword_that_nobody_knows_is_refused(hub: list[dict[str, Any]], tmp_path: Path):
+    with pytest.raises(TypeError, match="walk"):
+        NestorModel.from_nestor(tiny(NARROWED)).save_pretrained(tmp_path, push_to_hub=True, walk=True)
+    assert not hub
 
 
 def test_what_was_pushed_can_be_loaded_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

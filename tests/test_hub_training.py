@@ -56,7 +56,19 @@ class Noting(TrainerCallback):
             self.losses.append(output.loss.item())
 
 
-def trained(model: nn.Module, folder: Path, *callbacks: TrainerCallback, **more: Any) -> Trainer:
+def accuracy(said: Any) -> dict[str, float]:
+    return {"accuracy": float((said.predictions.argmax(1) == said.label_ids).mean())}
+
+
+def trained(
+    model: nn.Module,
+    folder: Path,
+    *callbacks: TrainerCallback,
+    eval_dataset: Any = None,
+    compute_metrics: Any = None,
+    resume: str | None = None,
+    **more: Any,
+) -> Trainer:
     settings = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4,
@@ -68,8 +80,15 @@ def trained(model: nn.Module, folder: Path, *callbacks: TrainerCallback, **more:
         dataloader_pin_memory=False,
         **more,
     )
-    trainer = Trainer(model=model, args=settings, train_dataset=Batches(), callbacks=list(callbacks))
-    trainer.train()
+    trainer = Trainer(
+        model=model,
+        args=settings,
+        train_dataset=Batches(),
+        eval_dataset=eval_dataset,
+        compute_metrics=compute_metrics,
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -95,6 +114,59 @@ def test_without_the_callback_the_budget_stays_and_checkpointing_is_a_flag(tmp_p
     trained(model, tmp_path, activation_checkpointing=True, max_steps=2)
     assert noted.budgets == [0.7, 0.7]
     assert model.vit.checkpointing
+
+
+def test_a_trainer_evaluates_and_predicts_at_the_own_budget(tmp_path: Path):
+    model = network()
+    model.budget = 0.7
+    trainer = trained(model, tmp_path, max_steps=1, eval_dataset=Batches(), compute_metrics=accuracy)
+    batch = torch.utils.data.default_collate([Batches()[i] for i in range(12)])
+    model.eval()
+    with torch.no_grad():
+        logits = model.vit(batch["pixel_values"], 0.7).logits
+    measured = trainer.evaluate()
+    right = (logits.argmax(1) == batch["labels"]).float().mean().item()
+    assert measured["eval_accuracy"] == pytest.approx(right)
+    assert measured["eval_loss"] == pytest.approx(nn.functional.cross_entropy(logits, batch["labels"]).item(), rel=1e-5)
+    said = trainer.predict(Batches())  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(torch.tensor(said.predictions), logits)
+    assert torch.equal(torch.tensor(said.label_ids), batch["labels"])
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(tmp_path: Path):
+    whole = network()
+    trained(whole, tmp_path / "whole", SampledBudgets(), save_steps=3)
+    other = network()
+    with torch.no_grad():
+        other.vit.embed.weight.zero_()
+    trained(other, tmp_path / "rest", SampledBudgets(), resume=str(tmp_path / "whole" / "checkpoint-3"))
+    assert other.vit.embed.weight.any()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_the_best_checkpoint_is_taken_back(tmp_path: Path):
+    model, best = network(), 2
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "metric_for_best_model": "best"}
+    seen: list[int] = []
+
+    def only_the_first(_: Any) -> dict[str, float]:
+        seen.append(len(seen))
+        return {"best": -float(len(seen))}
+
+    trained(
+        model,
+        tmp_path,
+        eval_dataset=Batches(),
+        compute_metrics=only_the_first,
+        load_best_model_at_end=True,
+        greater_is_better=True,
+        **settings,
+    )
+    assert len(seen) == 3
+    wanted = nestor.load(tmp_path / f"checkpoint-{best}").state_dict()
+    for name, tensor in model.vit.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
 
 
 def test_the_callback_finds_the_network_below_wrappers_and_refuses_others():

@@ -13,12 +13,14 @@ from nestor.models.vit import ViT
 from nestor.store import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nestor.measure.record import Network, Point
     from nestor.models.vit import ViTSettings
 
 CARD, CURVE = "README.md", "curve.png"
+
+TAGS = ("nestor", "vision", "elastic", "mixture-of-experts")
 
 # What is known of weights that Nestor itself can fetch: licence and name on the hub.
 SOURCES = {"packaged:dinov2-small": ("apache-2.0", "facebook/dinov2-small")}
@@ -31,6 +33,7 @@ def write_card(
     name: str,
     profile: Profile | str | Path | None = None,
     licence: str | None = None,
+    tags: Sequence[str] = (),
 ) -> None:
     """Write README.md, and with a profile curve.png, into the folder of a network.
 
@@ -40,6 +43,7 @@ def write_card(
         name: what it will be called, `user/name`.
         profile: what `nestor profile` measured, or the file that it wrote.
         licence: of the source weights, as the hub names it; needed unless Nestor knows the source.
+        tags: for the hub's search, beside our own.
 
     Raises:
         ImportError: there is a profile and matplotlib is missing.
@@ -51,10 +55,17 @@ def write_card(
         from nestor.measure.draw import curve
 
         curve(profile).savefig(Path(folder) / CURVE, bbox_inches="tight", dpi=150)
-    write_text(Path(folder) / CARD, model_card(settings, name=name, profile=profile, licence=licence))
+    write_text(Path(folder) / CARD, model_card(settings, name=name, profile=profile, licence=licence, tags=tags))
 
 
-def model_card(settings: ViTSettings, *, name: str, profile: Profile | None = None, licence: str | None = None) -> str:
+def model_card(
+    settings: ViTSettings,
+    *,
+    name: str,
+    profile: Profile | None = None,
+    licence: str | None = None,
+    tags: Sequence[str] = (),
+) -> str:
     """The card as Markdown with a YAML header; arguments as in `write_card`."""
     from huggingface_hub import ModelCardData
 
@@ -65,7 +76,7 @@ def model_card(settings: ViTSettings, *, name: str, profile: Profile | None = No
         license_name=None if licence else "unknown",
         library_name="transformers",
         pipeline_tag="image-classification" if settings.classes else "image-feature-extraction",
-        tags=["nestor", "vision", "elastic", "mixture-of-experts"],
+        tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base,
     )
     sections = [
@@ -84,6 +95,7 @@ def push(
     repo_id: str,
     *,
     commit_message: str,
+    commit_description: str | None,
     private: bool | None,
     token: bool | str | None,
     revision: str | None,
@@ -97,7 +109,12 @@ def push(
     if revision is not None and not create_pr:
         api.create_branch(full, branch=revision, exist_ok=True)
     done = api.upload_folder(
-        repo_id=full, folder_path=folder, commit_message=commit_message, revision=revision, create_pr=create_pr
+        repo_id=full,
+        folder_path=folder,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
     )
     return str(done)
 

@@ -19,8 +19,9 @@ _WHERE = "this config"
 class NestorConfig(PreTrainedConfig):
     """How a network is built, for transformers; `settings` are the fields of `ViTSettings` as JSON holds them.
 
-    Without settings it stands for an untrained elastic ViT-S/16. `num_labels` and `id2label` say what a classifier
-    tells apart; at first they are the settings' own classes. `format`, `version` and `kind` make the file ours too.
+    Without settings it stands for an untrained elastic ViT-S/16, for two classes as transformers has it. `num_labels`
+    and `id2label` say what a classifier tells apart; at first they are the settings' own classes, which may be none.
+    `format`, `version` and `kind` make the file ours too.
 
     Raises:
         ValueError: the settings are not those of a ViT.
@@ -35,13 +36,16 @@ class NestorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.kind != KIND:
             raise ValueError(f"transformers can take networks of kind {KIND!r}; this one is of kind {self.kind!r}.")
+        given = self.settings is not None
         if self.settings is None:
             nest = shape(384, 1536, 6)
             self.settings = asdict(ViTSettings(nest=nest, depth=12, patch=16, grid=(14, 14)))
         self.settings = json.loads(json.dumps(self.settings))
         known = self._known()
-        if self.id2label is None and kwargs.get("num_labels") is None and known.classes:
-            self.id2label = dict(enumerate(known.labels or _numbered(known.classes)))
+        if not self.id2label:
+            # Without a number transformers would assume two classes, and a head for them that nobody trained.
+            own = dict(enumerate(known.labels or _numbered(known.classes)))
+            self.id2label = own if given and kwargs.get("num_labels") is None else None
         super().__post_init__(**kwargs)
         if self.label2id is None and self.id2label is not None:
             self.label2id = {str(label): int(i) for i, label in self.id2label.items()}
@@ -56,11 +60,19 @@ class NestorConfig(PreTrainedConfig):
 
         A head for another number of classes than the settings' own reads the same tokens; where there was none, it
         reads class token and mean patch.
+
+        Raises:
+            ValueError: a head is wanted and there are no labels.
         """
         known = self._known()
         if not head:
             return replace(known, classes=0, labels=())
         count = self.num_labels or 0
+        if not count:
+            raise ValueError(
+                "a classifier needs a head, and this network has none: its settings name 0 classes. Fit it first, "
+                "nestor fit, or say how many classes a new head is to learn: num_labels=10."
+            )
         given: dict[Any, Any] = self.id2label or {}
         names = tuple(str(given[i]) for i in range(count))
         labels = known.labels if names == _numbered(count) and count == known.classes else names

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
@@ -20,9 +20,10 @@ from nestor.models.timm_style import with_body
 from nestor.models.vit import ViT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    from nestor.layers.embed import PatchEmbed
     from nestor.measure.record import Profile
 
 PROFILE = "profile.json"
@@ -78,6 +79,14 @@ class NestorPreTrainedModel(PreTrainedModel):
         side = self.vit.settings.nominal // self.vit.settings.patch
         return self.vit.least_budget(side * side)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What turns pictures into tokens."""
+        return self.vit.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in its place."""
+        self.vit.embed = cast("PatchEmbed", value)
+
     @property
     def gradient_checkpointing(self) -> bool:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -93,6 +102,12 @@ class NestorPreTrainedModel(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        save_original_format: bool = True,
+        distributed_checkpoint: bool = False,
         **kwargs: Any,
     ) -> None:
         """Write a folder that `from_pretrained` and `nestor.load` both read; weights are one safetensors file.
@@ -102,21 +117,37 @@ class NestorPreTrainedModel(PreTrainedModel):
             is_main_process: whether this process is to write.
             state_dict: weights to write instead of the network's own.
             push_to_hub: upload it too, to `repo_id` or a repository of the folder's name.
-            kwargs: `repo_id` and what else `push_to_hub` takes; what is about shards and variants says nothing here.
+            max_shard_size, save_original_format: without effect: there is one file, in one format.
+            variant, distributed_checkpoint: not to be had, for `nestor.load` would not find the weights.
+            token: for the hub.
+            save_peft_format: how adapters are named, where there are any: they alone are written then.
+            kwargs: `repo_id` and what else `push_to_hub` takes.
 
         Raises:
             OSError: the folder cannot be written.
+            ValueError: a variant or a distributed checkpoint is asked for.
         """
+        if variant is not None or distributed_checkpoint:
+            raise ValueError(
+                f"weights are one file of one name; got variant={variant!r}, "
+                f"distributed_checkpoint={distributed_checkpoint}. Leave both out, and save to a folder of its own."
+            )
         if getattr(self, "_hf_peft_config_loaded", False):
-            # Adapters alone are written, in their own format.
-            super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict)  # pyright: ignore[reportArgumentType]
+            super().save_pretrained(
+                save_directory,
+                is_main_process=is_main_process,
+                state_dict=state_dict,  # pyright: ignore[reportArgumentType]
+                push_to_hub=push_to_hub,
+                token=token,
+                save_peft_format=save_peft_format,
+                **kwargs,
+            )
             return
         folder = Path(save_directory)
         if is_main_process:
             self._write(folder, self.state_dict() if state_dict is None else state_dict)
         if push_to_hub and is_main_process:
-            wanted = {key: kwargs[key] for key in ("private", "token", "commit_message", "create_pr") if key in kwargs}
-            self.push_to_hub(kwargs.get("repo_id", folder.name), **wanted)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), token=token, **kwargs)
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
         self,
@@ -124,11 +155,14 @@ class NestorPreTrainedModel(PreTrainedModel):
         *,
         profile: Profile | str | Path | None = None,
         licence: str | None = None,
-        commit_message: str = "Upload network",
+        commit_message: str | None = None,
+        commit_description: str | None = None,
         private: bool | None = None,
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: Sequence[str] | None = None,
     ) -> str:
         """Upload the network with a model card (`nestor.hub.write_card`), and return the address of the commit.
 
@@ -137,7 +171,9 @@ class NestorPreTrainedModel(PreTrainedModel):
             profile: what `nestor profile` measured, or its file; by default `profile.json` in the folder that the
                 network was read from, if there is one.
             licence: of the source weights, as the hub names it (`apache-2.0`).
-            commit_message, private, token, revision, create_pr: as transformers has them.
+            commit_message, commit_description, private, token, revision, create_pr: as transformers has them.
+            max_shard_size: without effect: weights are one file.
+            tags: for the card, beside its own.
 
         Raises:
             OSError: the hub cannot be reached, or refuses.
@@ -147,16 +183,27 @@ class NestorPreTrainedModel(PreTrainedModel):
             profile = found
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            write_card(folder, self.vit.settings, name=repo_id, profile=profile, licence=licence)
+            write_card(folder, self.vit.settings, name=repo_id, profile=profile, licence=licence, tags=tags or ())
             return push(
                 folder,
                 repo_id,
-                commit_message=commit_message,
+                commit_message=commit_message or "Upload network",
+                commit_description=commit_description,
                 private=private,
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
             )
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Take tensors under transformers' names or ours, as files have them: a Trainer that resumes reads those.
+
+        Raises:
+            RuntimeError: tensors are missing, misshapen or left over.
+        """
+        own = f"{self.base_model_prefix}."
+        named = {name if name.startswith(own) else own + name: tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(named, strict=strict, assign=assign)
 
     def _write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         settings = self.vit.settings
@@ -167,6 +214,9 @@ class NestorPreTrainedModel(PreTrainedModel):
             "architectures": [type(self).__name__],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        if not self._head:
+            # Nobody shall take the labels of a head that is not there for those of a new one.
+            config |= {"id2label": {}, "label2id": {}}
         plain = {name.removeprefix(f"{self.base_model_prefix}."): tensor for name, tensor in tensors.items()}
         save_tensors(settings, plain, folder, config)
 

@@ -220,5 +220,5 @@ def _ranks(experts: int) -> tuple[Tensor, Tensor]:
     The slopes are small and the offsets fall, so that this holds after the softmax too and expert preferred routing
     takes the tokens in the order of that number.
     """
-    steps = torch.arange(experts, dtype=torch.float32)
+    steps = torch.arange(experts, dtype=torch.get_default_dtype())
     return 0.5 * steps / max(1, experts - 1), -1.2 * steps
