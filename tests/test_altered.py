@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_pictures import shapes
 
-from nestor.data.altered import STYLES, WORN, altered
+from nestor.data.altered import STYLES, WORN, altered, left_out_styles
 
 
 @pytest.mark.parametrize("kind", [*WORN, *STYLES])
@@ -43,3 +43,12 @@ def test_gaps_are_black_squares_of_half_the_side_and_a_negative_is_its_own_inver
 def test_unknown_kinds_are_refused(kinds: tuple[str, ...]):
     with pytest.raises(ValueError, match=r"pictures can be altered by noise, .*; got"):
         altered(shapes(2), *kinds)
+
+
+def test_each_style_is_left_out_once():
+    found = left_out_styles(28, 30, 20)
+    assert tuple(found) == STYLES
+    plain = found["plain"][1].stacked()
+    for style, (learn, judge) in found.items():
+        assert (len(learn), len(judge), len(learn.classes)) == (30, 20, 10)
+        assert torch.equal(judge.stacked(), plain) == (style == "plain")

@@ -1,10 +1,12 @@
 """Experts cut out of one network beside experts cut by chance, and what is left of an answer."""
 
+import pytest
 import torch
 
 from nestor.experts.feedforward import FeedForward
 from nestor.layers.block import Dense
 from nestor.measure.kept import answers, heard
+from nestor.measure.left_out import by_run, left_out
 from nestor.models.composed import stack, tiny
 from nestor.surgery.chance import drawn, scattered
 from nestor.surgery.grow import emerge
@@ -43,3 +45,15 @@ def test_drawn_networks_choose_otherwise_each_time_and_leave_the_others_alone():
     block = model.chain[1]
     tokens, _ = model.chain[0](model.embed(images), Signal())
     torch.testing.assert_close(heard(model, 1, images), block.norm2(tokens + block.attention(block.norm1(tokens))))
+
+
+def test_runs_over_all_that_was_left_out_are_one_dot_each():
+    found = {
+        "a": {"accuracy": {"x": [0.2, 0.4], "y": [0.5, 0.5]}},
+        "b": {"accuracy": {"x": [0.4, 0.6], "y": [0.7, 0.1]}},
+    }
+    assert by_run(found, "accuracy") == {"x": pytest.approx([0.3, 0.5]), "y": pytest.approx([0.6, 0.3])}
+    dots = left_out({"cells": found})
+    assert dots is not None
+    assert [(each.title, each.rows) for each in dots] == [("cells", by_run(found, "accuracy"))]
+    assert left_out({}) is None

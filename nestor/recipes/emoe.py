@@ -62,8 +62,8 @@ class Settings:
     epochs: int = 2
     rate: float = 1e-3
     seeds: tuple[int, ...] = (0, 1, 2)
-    pictures: int = 800
-    held_out: int = 1200
+    pictures: int = 700
+    held_out: int = 800
     experts: int = 24
     choices: int = 4
     where: tuple[int, ...] = (8, 10)

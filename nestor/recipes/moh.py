@@ -4,7 +4,8 @@ Paper: arXiv 2410.11842. Command: `nestor prove moh`.
 
 A transformer whose tokens choose some heads beside two that always answer, against all heads, no more heads than a
 token uses, and heads at random. Then a trained network with all heads is cut to the heads with the longest queries,
-beside a half that always answers, as it is and tuned. Language models are not repeated.
+beside a half that always answers, as it is and tuned. Language models are not repeated: SmolLM2, whose nine heads
+would be the experts, does not come with what Nestor installs.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Paper: arXiv 2503.02495. Command: `nestor prove uoe`.
 A transformer cut as tensor parallelism would cut it: a head, or a slice of the hidden units, is an expert. Tokens mark
 half of the experts; a head attends among its own tokens, a slice takes at most half of all tokens. Or the mean token
 picks half of the experts for a picture. Against the dense network and Switch; as decomposed, and twice as wide at about
-their cost. Choices: softmax for each token; slices share the bias evenly. The language model is not repeated.
+their cost. Choices: softmax for each token; slices share the bias evenly. `nestor prove uoe_language` reads a text.
 """
 
 from __future__ import annotations
