@@ -8,10 +8,13 @@ import pytest
 import torch
 from nets import small
 
+from nestor.serving import engine as engines
+from nestor.serving.answer import Answer
 from nestor.serving.controller import Policy
-from nestor.serving.engine import Answer, Engine
+from nestor.serving.engine import Engine
 from nestor.serving.network import Answers, ServedViT, sizes, warm_up
 from nestor.serving.order import RefusedError
+from nestor.serving.scheduler import Scheduler
 
 WAIT = 30
 # Tiny networks answer within a millisecond or two; what a loaded machine adds to that is no matter here.
@@ -195,7 +198,81 @@ def test_a_network_that_breaks_what_clients_were_promised_is_not_taken():
         engine.reload(ServedViT(small(), (0.6, 1.0)))
     with pytest.raises(ValueError, match=r"keep the input Input\(shape=\(3, 16, 16\).* got Input\(shape=\(3, 32, 32\)"):
         engine.reload(ServedViT(small(), engine.served.budgets, size=32))
+    for name, value in (("labels", ("a", "b", "c")), ("cells", (1, 16)), ("prepare", None)):
+        other = ServedViT(small(), engine.served.budgets)
+        setattr(other, name, value)
+        with pytest.raises(ValueError, match=f"a new network must keep the {name}"):
+            engine.reload(other)
     assert engine.version == 1
+    assert engine.drain(WAIT)
+    with pytest.raises(RefusedError, match="it takes no other network"):
+        engine.reload(ServedViT(small(), engine.served.budgets))
+
+
+@pytest.mark.parametrize("where", ["batch", "refused", "rows", "take"])
+def test_the_engine_outlives_whatever_fails_around_the_network(where: str, monkeypatch, caplog):
+    monkeypatch.setattr(engines, "PAUSE", 0.001)
+    failures = iter([RuntimeError("broken")])
+
+    def fail(*_: object) -> None:
+        for error in failures:
+            raise error
+
+    served, watch = Gated(small()), Counted()
+    engine = started(served, watch=watch)
+    served.shut()
+    first = ask(engine, pictures())
+    assert served.entered.wait(WAIT)
+    if where in ("batch", "refused"):
+        monkeypatch.setattr(watch, where, fail)
+        served.error = RuntimeError("lost") if where == "refused" else None
+    elif where == "rows":
+        monkeypatch.setattr(ServedViT, "run", lambda self, items, budget: Answers(logits=torch.zeros(9, 3)))
+    else:
+        take = Scheduler.take
+        monkeypatch.setattr(Scheduler, "take", lambda self, now: fail() or take(self, now))
+    served.gate.set()
+    if where in ("refused", "rows"):
+        assert kind(first) == "crashed"
+    else:
+        assert first.result(WAIT).batch == 1
+    served.error = None
+    monkeypatch.undo()
+    assert ask(engine, pictures()).result(WAIT).batch == 1
+    assert engine.ready
+    assert engine.drain(WAIT)
+    assert not engine.ready
+
+
+def test_an_engine_without_its_thread_is_not_ready(monkeypatch):
+    engine = started(ServedViT(small()))
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join(WAIT)
+    monkeypatch.setattr(engine, "_thread", thread)
+    assert not engine.ready
+    monkeypatch.undo()
+    assert engine.ready
+    assert engine.drain(WAIT)
+
+
+def test_who_has_left_is_not_run():
+    served, watch = Gated(small()), Counted()
+    engine = started(served, watch=watch)
+    served.shut()
+    orders = [engine.order(1) for _ in range(3)]
+    running = engine.submit(orders[0], pictures())
+    assert served.entered.wait(WAIT)
+    leaving, staying = (engine.submit(order, pictures()) for order in orders[1:])
+    for _ in range(2):
+        engine.forget(orders[1])
+    # What runs already goes on.
+    engine.forget(orders[0])
+    assert leaving.cancelled()
+    assert engine.rows == 1
+    served.gate.set()
+    assert [each.result(WAIT).batch for each in (running, staying)] == [1, 1]
+    assert watch.kinds == ["left"]
     assert engine.drain(WAIT)
 
 

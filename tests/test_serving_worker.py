@@ -22,7 +22,7 @@ from nestor.serving import engine as engines
 from nestor.serving import wire, worker
 from nestor.serving.controller import Policy
 from nestor.serving.lines import Lines
-from nestor.serving.network import Answers, LostError, Perishable, ServedViT
+from nestor.serving.network import Answers, LostError, Perishable, ServedViT, sizes
 from nestor.serving.order import RefusedError
 from nestor.serving.remote import Remote
 from nestor.serving.server import Server
@@ -155,7 +155,7 @@ class Fragile(Gated):
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
-        self.alive, self.starting, self.same = True, 3.0, True
+        self.alive, self.starting, self.patience, self.same = True, 3.0, 30.0, True
         self.back, self.reviving, self.closed = threading.Event(), threading.Event(), threading.Event()
         self.failures = 0
 
@@ -245,6 +245,70 @@ def test_stopping_does_not_wait_for_what_nobody_needs():
     assert kind(running) == "crashed"
     assert engine.drain(WAIT)
     assert served.closed.is_set()
+
+
+def test_deadlines_pass_while_a_batch_hangs_and_who_comes_is_not_promised_what_cannot_be(monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    def measured(served: ServedViT, most: int) -> dict[tuple[float, int], float]:
+        return {(budget, rows): 1e-3 * rows for budget in served.budgets for rows in sizes(most)}
+
+    monkeypatch.setattr(engines, "warm_up", measured)
+    clock = Clock()
+    served = Fragile(small())
+    engine = started(served, Policy(target=1.0, patience=60.0), clock=clock)
+    # It is given up in `HUNG` times its slowest batch, or when everybody has given up.
+    assert served.patience == 60.0
+    served.shut()
+    running = ask(engine, pictures())
+    assert served.entered.wait(WAIT)
+    waiting = ask(engine, pictures(), deadline=0.02)
+    clock.now = 0.03
+    assert kind(waiting) == "expired"
+    assert engine.ready
+    clock.now = 5.0
+    assert not engine.ready
+    with pytest.raises(RefusedError, match="the batch that runs takes longer than it should"):
+        engine.order(1)
+    served.gate.set()
+    assert running.result(WAIT).ran == 5.0
+    assert ask(engine, pictures()).result(WAIT).batch == 1
+    assert engine.ready
+    assert engine.drain(WAIT)
+
+
+def test_an_answer_that_cannot_be_read_ends_the_process_and_no_batch_gets_anothers(tmp_path: Path, monkeypatch):
+    remote, here = Remote(command(tmp_path), most=2, patience=WAIT), ServedViT(small(labels=LABELS), (0.5, 1.0))
+    try:
+        # What fails before anything is sent leaves the process as it was.
+        with pytest.raises(RuntimeError):
+            remote.run(pictures(3), 1.0)
+        assert remote.alive
+        assert torch.equal(remote.run(pictures(), 1.0).logits, here.run(pictures(), 1.0).logits)
+
+        def unreadable(channel):
+            channel.recv(4)
+            raise ValueError("not JSON")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "receive", unreadable)
+            with pytest.raises(LostError, match="not JSON"):
+                remote.run(pictures(), 1.0)
+        assert not remote.alive
+        with pytest.raises(LostError):
+            remote.run(pictures(), 1.0)
+        assert remote.revive()
+        assert torch.equal(remote.run(pictures(2), 0.5).logits, here.run(pictures(2), 0.5).logits)
+        remote.prepare = None
+        with pytest.raises(ValueError, match="a new network must keep the prepare None; got Preparation"):
+            remote.revive()
+        assert (remote.prepare, remote.alive) == (None, False)
+    finally:
+        remote.close()
 
 
 def test_reloading_lets_the_old_network_go_after_its_last_batch_and_a_bad_new_one_at_once():

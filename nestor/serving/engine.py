@@ -1,36 +1,41 @@
-"""The engine: one thread that runs the network, batch by batch, as the scheduler says."""
+"""The engine: a thread that runs the network, batch by batch, as the scheduler says, and one that minds deadlines."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
-from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from nestor.serving.answer import Answer
-from nestor.serving.network import LostError, Perishable, warm_up
+from nestor.serving.network import LostError, Perishable, keep, promised, warm_up
 from nestor.serving.order import NORMAL, Order, RefusedError
+from nestor.serving.promises import Promises
 from nestor.serving.scheduler import Scheduler
 from nestor.serving.times import Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from torch import Tensor
 
-    from nestor.serving.answer import Watch
+    from nestor.serving.answer import Answer, Watch
     from nestor.serving.controller import Policy
     from nestor.serving.network import Served
-    from nestor.serving.scheduler import Batch, Refusals
+    from nestor.serving.promises import Owed
+    from nestor.serving.scheduler import Batch
 
 _log = logging.getLogger("nestor.serving")
 # Seconds between two looks at whether a network is still there while nobody asks, and the pauses between two tries to
 # bring it back.
 LOOK, PAUSE, LONGEST = 0.25, 0.5, 30.0
+# How many times as long as the slowest batch that was measured a network is waited for before it is given up.
+HUNG = 20.0
 
 
 class Engine:
@@ -55,13 +60,14 @@ class Engine:
         watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.served, self.policy, self.most, self.watch, self.clock = served, policy, batch, watch, clock
+        self.served, self.policy, self.most, self.clock = served, policy, batch, clock
         self.version = 1
         self._numbers = itertools.count()
-        self._waiting: dict[int, tuple[Future[Answer], Tensor]] = {}
+        self._promises = Promises(watch)
         self._at_work: Served | None = None
         self._retired: list[Served] = []
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._sooner, self._alarm = threading.Condition(lock), threading.Condition(lock), math.inf
         self._scheduler: Scheduler | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -69,7 +75,11 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._scheduler is not None and not self._scheduler.closed and not self._scheduler.stalled(self.clock())
+        with self._changed:
+            scheduler, thread = self._scheduler, self._thread
+            if scheduler is None or thread is None or scheduler.closed:
+                return False
+            return thread.is_alive() and not scheduler.stalled(self.clock())
 
     @property
     def budget(self) -> float:
@@ -101,8 +111,9 @@ class Engine:
             if self._stopping or self._thread is not None:
                 return
             self._scheduler = Scheduler(self.policy, times)
-            self._thread = threading.Thread(target=self._work, name="nestor-engine", daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(self._turn,), name="nestor-engine", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._work, args=(self._mind,), name="nestor-deadlines", daemon=True).start()
 
     def order(
         self,
@@ -140,7 +151,7 @@ class Engine:
             refused = scheduler.refusal(order, now)
             if refused is not None:
                 scheduler.controller.arrive(now, rows)
-                self._count(refused)
+                self._promises.tell("refused", refused.kind)
                 raise refused
         return order
 
@@ -154,36 +165,42 @@ class Engine:
         if tuple(items.shape) != (order.rows, *wanted.shape):
             shape = (order.rows, *wanted.shape)
             raise ValueError(f"{wanted.name} must be of shape {shape}; got {tuple(items.shape)}.")
-        future: Future[Answer] = Future()
         with self._changed:
-            self._waiting[order.number] = (future, items)
+            future = self._promises.make(order, items)
             try:
                 refusals = self._running().offer(order, self.clock())
             except RefusedError as refused:
                 refusals = [(order, refused)]
             self._changed.notify_all()
-        self._refuse(refusals)
+            if order.arrived + order.within(self.policy.patience) < self._alarm:
+                self._sooner.notify()
+        self._promises.refuse(refusals)
         return future
+
+    def forget(self, order: Order) -> None:
+        """Nobody waits for an order any more: it is not run, unless it runs already."""
+        with self._changed, suppress(ValueError):
+            self._running().queue.remove(order)
+            self._promises.drop(order)
 
     def reload(self, served: Served) -> None:
         """Warm up another network beside the running one, then go on with it; who waits is answered by the new one.
 
         Raises:
-            ValueError: it takes other items or other budgets, which clients were promised, or is too slow.
+            ValueError: it is not what clients were promised, or is too slow.
             LostError: it was lost before it was warm.
+            RefusedError: the server is stopping.
         """
         try:
-            for name in ("budgets", "input"):
-                old, new = getattr(self.served, name), getattr(served, name)
-                if old != new:
-                    raise ValueError(
-                        f"a new network must keep the {name} {old}; got {new}. Start another server for it."
-                    )
+            keep(promised(self.served), promised(served))
             times = self._measured(served)
         except BaseException:
             _close(served)
             raise
         with self._changed:
+            if self._stopping:
+                _close(served)
+                raise RefusedError("draining", "the server is stopping; it takes no other network.", after=1.0)
             old, self.served, self.version = self.served, served, self.version + 1
             if self._scheduler is not None:
                 self._scheduler.times = times
@@ -201,6 +218,7 @@ class Engine:
             if self._scheduler is not None:
                 self._scheduler.close()
             self._changed.notify_all()
+            self._sooner.notify()
 
     def drain(self, seconds: float | None = None) -> bool:
         """Close, and wait until everybody is answered; says whether that was so within the time given.
@@ -214,7 +232,8 @@ class Engine:
             done = self._thread is None or not self._thread.is_alive()
             refusals = [] if self._scheduler is None else self._scheduler.close(at_once=True)
             self._changed.notify_all()
-        self._refuse(refusals)
+            self._sooner.notify()
+        self._promises.refuse(refusals)
         _close(self.served)
         return done
 
@@ -226,6 +245,9 @@ class Engine:
                 f"the target of {1e3 * self.policy.target:.0f} ms is shorter than one picture takes at budget "
                 f"{served.budgets[0]:g}, {1e3 * least:.0f} ms. Raise the target, or add a smaller budget."
             )
+        if isinstance(served, Perishable):
+            # Whoever is in a batch that lasts longer has given up already.
+            served.patience = max(self.policy.patience, HUNG * times.longest)
         return times
 
     def _running(self) -> Scheduler:
@@ -233,43 +255,73 @@ class Engine:
             raise RefusedError("draining", "the server is not ready yet; ask again in a moment.", after=1.0)
         return self._scheduler
 
-    def _work(self) -> None:
+    def _work(self, turn: Callable[[], bool]) -> None:
+        """Take turns while there is something to do."""
         while True:
-            with self._changed:
-                scheduler, served = self._running(), self.served
-            if isinstance(served, Perishable) and not served.alive:
-                if not self._revive(scheduler, served):
+            try:
+                if not turn():
                     return
-                continue
-            with self._changed:
-                batch, refusals = scheduler.take(self.clock())
-                if batch is None and not refusals:
-                    if self._stopping:
-                        return
-                    # Whoever is lost while nobody asks is brought back before somebody does.
-                    self._changed.wait(LOOK if isinstance(served, Perishable) else None)
-                    continue
-                # Another network may have come while nobody looked.
-                served, version = self.served, self.version
-                self._at_work = served
-                wanted = [] if batch is None else [self._waiting.pop(order.number) for order in batch.orders]
-            self._refuse(refusals)
-            if batch is not None:
-                self._serve(scheduler, batch, wanted, served, version)
-            with self._changed:
-                self._at_work, retired = None, self._retired
-                self._retired = []
-            for each in retired:
-                _close(each)
+            # Whatever it was, the thread lives on: nobody else would answer.
+            except BaseException:
+                _log.exception("the engine stumbled and goes on")
+                with self._changed:
+                    self._changed.wait(PAUSE)
+
+    def _turn(self) -> bool:
+        """Run a batch, or wait for one; says whether there is still something to do."""
+        with self._changed:
+            scheduler, served = self._running(), self.served
+        if isinstance(served, Perishable) and not served.alive:
+            return self._revive(scheduler, served)
+        with self._changed:
+            batch, refusals = scheduler.take(self.clock())
+            if batch is None and not refusals:
+                if self._stopping:
+                    return False
+                # Whoever is lost while nobody asks is brought back before somebody does.
+                self._changed.wait(LOOK if isinstance(served, Perishable) else None)
+                return True
+            # Another network may have come while nobody looked.
+            served, version = self.served, self.version
+            self._at_work = served
+            owed = [] if batch is None else self._promises.take(batch.orders)
+        self._promises.refuse(refusals)
+        if batch is not None:
+            try:
+                self._serve(scheduler, batch, owed, served, version)
+            # MemoryError included: everybody hears of it.
+            except BaseException as error:
+                self._crashed(scheduler, batch, owed, served, error)
+        with self._changed:
+            self._at_work, retired = None, self._retired
+            self._retired = []
+        for each in retired:
+            _close(each)
+        return True
+
+    def _mind(self) -> bool:
+        """Refuse whoever has waited too long, also while a batch runs; says whether somebody may still come."""
+        with self._changed:
+            scheduler, now = self._running(), self.clock()
+            if self._stopping and not len(scheduler.queue):
+                return False
+            refusals = scheduler.expire(now)
+            if not refusals:
+                self._alarm = scheduler.due()
+                # Never at once again, however clocks are rounded.
+                self._sooner.wait(None if self._alarm == math.inf else max(self._alarm - now, 1e-3))
+                self._alarm = -math.inf
+        self._promises.refuse(refusals)
+        return True
 
     def _revive(self, scheduler: Scheduler, served: Perishable) -> bool:
         """Bring a network back, however often that takes; says whether there is still something to do."""
         _log.error("the network was lost and is being brought back")
         with self._changed:
             refusals = scheduler.stall(self.clock(), served.starting)
+        self._promises.refuse(refusals)
         pause = PAUSE
         while True:
-            self._refuse(refusals)
             with self._changed:
                 if self._stopping and not len(scheduler.queue):
                     return False
@@ -284,79 +336,37 @@ class Engine:
                     # Its files may have changed since it was loaded first.
                     self.version += not same
                 _log.info("the network is back", extra={"facts": {"version": self.version}})
-                if self.watch is not None:
-                    self.watch.revived()
+                self._promises.tell("revived")
                 break
             with self._changed:
                 self._changed.wait(pause)
-                refusals = scheduler.expire(self.clock())
             pause = min(2 * pause, LONGEST)
         with self._changed:
             scheduler.resume()
         return True
 
-    def _serve(
-        self,
-        scheduler: Scheduler,
-        batch: Batch,
-        wanted: list[tuple[Future[Answer], Tensor]],
-        served: Served,
-        version: int,
-    ) -> None:
-        try:
-            answers = served.run(torch.cat([items for _, items in wanted]), batch.budget)
-        # Whatever it was, MemoryError included, the thread lives on and everybody hears of it.
-        except BaseException as error:
-            _log.exception("a batch of %d failed at budget %g", batch.rows, batch.budget)
-            # Who comes back before the network does would only be sent away again.
-            after = served.starting if isinstance(error, LostError) and isinstance(served, Perishable) else None
-            with self._changed:
-                scheduler.finish(batch, self.clock(), answered=False)
-                refusals = [] if after is None else scheduler.stall(self.clock(), after)
-            for future, _ in wanted:
-                self._fail(future, RefusedError("crashed", "the batch failed; ask again.", after=after or 1.0))
-            self._refuse(refusals)
-            return
+    def _serve(self, scheduler: Scheduler, batch: Batch, owed: list[Owed], served: Served, version: int) -> None:
+        answers = served.run(torch.cat([items for _, items in owed]), batch.budget)
         now = self.clock()
         with self._changed:
             scheduler.finish(batch, now)
-        if self.watch is not None:
-            self.watch.batch(batch, now - batch.started)
-        first = 0
-        for order, (future, _) in zip(batch.orders, wanted, strict=True):
-            rows = slice(first, first + order.rows)
-            first = rows.stop
-            if not bool(answers.logits[rows].isfinite().all()):
-                self._fail(future, RefusedError("not_finite", "the network's answer to these pictures is not finite."))
-            elif future.set_running_or_notify_cancel():
-                future.set_result(
-                    Answer(
-                        logits=answers.logits[rows],
-                        experts=None if answers.experts is None else answers.experts[rows],
-                        budget=batch.budget,
-                        batch=batch.rows,
-                        queue=batch.waiting,
-                        waited=batch.started - order.arrived,
-                        ran=now - batch.started,
-                        version=version,
-                        served=served,
-                    )
-                )
+        self._promises.tell("batch", batch, now - batch.started)
+        self._promises.keep(batch, owed, answers, now=now, version=version, served=served)
 
-    def _refuse(self, refusals: Refusals) -> None:
-        for order, refused in refusals:
+    def _crashed(
+        self, scheduler: Scheduler, batch: Batch, owed: list[Owed], served: Served, error: BaseException
+    ) -> None:
+        _log.error("a batch of %d failed at budget %g", batch.rows, batch.budget, exc_info=error)
+        # Who comes back before the network does would only be sent away again.
+        after = served.starting if isinstance(error, LostError) and isinstance(served, Perishable) else None
+        try:
             with self._changed:
-                future, _ = self._waiting.pop(order.number)
-            self._fail(future, refused)
-
-    def _fail(self, future: Future[Answer], refused: RefusedError) -> None:
-        self._count(refused)
-        if future.set_running_or_notify_cancel():
-            future.set_exception(refused)
-
-    def _count(self, refused: RefusedError) -> None:
-        if self.watch is not None:
-            self.watch.refused(refused.kind)
+                scheduler.finish(batch, self.clock(), answered=False)
+                refusals = [] if after is None else scheduler.stall(self.clock(), after)
+        finally:
+            for future, _ in owed:
+                self._promises.fail(future, RefusedError("crashed", "the batch failed; ask again.", after=after or 1.0))
+        self._promises.refuse(refusals)
 
 
 def _close(served: Served) -> None:

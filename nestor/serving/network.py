@@ -13,7 +13,7 @@ import torch
 from nestor.data.decode import MAX_PIXELS, decode, square
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STEPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ROUNDS = 3
+# What clients are told of a network, and go by.
+PROMISED = ("budgets", "input", "prepare", "cells", "labels")
 # Datatypes of the protocol: what torch calls them, and their bytes on the wire.
 DATATYPES = {"FP32": (torch.float32, np.dtype("<f4")), "INT64": (torch.int64, np.dtype("<i8"))}
 
@@ -115,7 +117,13 @@ class Served(Protocol):
 
 @runtime_checkable
 class Perishable(Served, Protocol):
-    """A network that may be lost, with whoever is in it, and brought back: one in a process of its own."""
+    """A network that may be lost, with whoever is in it, and brought back: one in a process of its own.
+
+    Attributes:
+        patience: seconds after which a batch that has not ended is given up, and the network with it.
+    """
+
+    patience: float
 
     @property
     def alive(self) -> bool:
@@ -143,6 +151,24 @@ class Perishable(Served, Protocol):
 
 class LostError(Exception):
     """A network was lost while it ran."""
+
+
+def promised(served: Served) -> dict[str, object]:
+    """What clients were told of a network."""
+    return {name: getattr(served, name) for name in PROMISED}
+
+
+def keep(old: Mapping[str, object], new: Mapping[str, object]) -> None:
+    """See to it that a network that takes another one's place is what clients were promised.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name, was in old.items():
+        if new[name] != was:
+            raise ValueError(
+                f"a new network must keep the {name} {was!s:.200}; got {new[name]!s:.200}. Start another server for it."
+            )
 
 
 class ServedViT:

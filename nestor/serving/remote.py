@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nestor.serving import wire
-from nestor.serving.network import Answers, Input, LostError, Preparation
+from nestor.serving.network import Answers, Input, LostError, Preparation, keep, promised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ class Remote:
     Args:
         command: starts the process; the descriptor of its socket and the largest batch are added at the end.
         most: rows of the largest batch.
-        patience: seconds after which a process that does not answer is killed.
+        patience: seconds after which a process that does not answer is killed, until it is told better.
 
     Raises:
         ValueError: or whatever else the process says of why it cannot start.
@@ -42,14 +43,14 @@ class Remote:
 
     def __init__(self, command: Sequence[str], *, most: int = 16, patience: float = 30.0):
         self.command, self.most, self.patience = tuple(command), most, patience
-        self.starting = 0.0
+        self.starting, self._cold = 0.0, patience
         self._closed = False
         self._start()
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.poll() is None
+        return not self._lost and self._process.poll() is None
 
     @property
     def number(self) -> int:
@@ -63,34 +64,27 @@ class Remote:
             RuntimeError: the network failed, and is there still.
             LostError: the process ended, or did not answer in time.
         """
-        try:
-            self._channel.settimeout(self.patience)
-            self._items[: len(items)].copy_(items)
-            wire.send(self._channel, {"rows": len(items), "budget": budget})
-            said, tensors = wire.receive(self._channel)
-        except (OSError, EOFError) as error:
-            self._kill()
-            raise LostError(f"the network's process was lost ({error or type(error).__name__}).") from error
-        if "failed" in said:
-            raise RuntimeError(f"{said['failed']}: {said['message']}")
-        return Answers(logits=tensors["logits"], experts=tensors.get("experts"))
+        return self._run(items, budget, self.patience)
 
     def revive(self) -> bool:
         """Start another process, and run each budget once; says whether it has the same files as the last one.
 
         Raises:
             LostError: it ended too, or the network was closed.
-            ValueError: its files have become another network, with other budgets or another input.
+            ValueError: its files have become another network than clients were promised.
         """
         self._kill()
-        before, stamp = (self.budgets, self.input), self._stamp
+        before, stamp = promised(self), self._stamp
         self._start()
-        if (self.budgets, self.input) != before:
-            now, (self.budgets, self.input) = (self.budgets, self.input), before
+        try:
+            keep(before, promised(self))
+        except ValueError:
+            vars(self).update(before)
             self._kill()
-            raise ValueError(f"the network's files must keep budgets and input {before}; got {now}.")
+            raise
         for budget in self.budgets:
-            self.run(torch.zeros(1, *self.input.shape, dtype=self.input.dtype), budget)
+            # Nothing is warm yet.
+            self._run(torch.zeros(1, *self.input.shape, dtype=self.input.dtype), budget, self._cold)
         return self._stamp == stamp
 
     def close(self) -> None:
@@ -98,9 +92,28 @@ class Remote:
         self._closed = True
         self._kill()
 
+    def _run(self, items: Tensor, budget: float, patience: float) -> Answers:
+        # What goes wrong here is not heard of on the other side.
+        self._items[: len(items)].copy_(items)
+        try:
+            self._channel.settimeout(patience)
+            wire.send(self._channel, {"rows": len(items), "budget": budget})
+            said, tensors = wire.receive(self._channel)
+            answers = None if "failed" in said else Answers(logits=tensors["logits"], experts=tensors.get("experts"))
+        # Whatever it was, an answer may be under way still, and the next batch would get it for its own.
+        except BaseException as error:
+            self._kill()
+            if not isinstance(error, Exception):
+                raise
+            raise LostError(f"the network's process was lost ({error or type(error).__name__}).") from error
+        if answers is None:
+            raise RuntimeError(f"{said['failed']}: {said['message']}")
+        return answers
+
     def _start(self) -> None:
         began = time.monotonic()
         self._channel, theirs = socket.socketpair()
+        self._lost = False
         with theirs:
             # In a session of its own, so that Ctrl-C reaches the server only.
             self._process = subprocess.Popen(
@@ -143,6 +156,9 @@ class Remote:
         self._stamp: str = said["stamp"]
 
     def _kill(self) -> None:
+        # First of all, so that a process that does not die is not asked again either.
+        self._lost = True
         self._process.kill()
-        self._process.wait(DYING)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING)
         self._channel.close()
