@@ -2,15 +2,16 @@
 
 import asyncio
 import json
+import subprocess
 from typing import Any
 
 import pytest
 import torch
 from nets import small
-from test_serving_engine import pictures
+from test_serving_engine import WAIT, pictures
 
 from benchmarks.serve_http import Reply
-from benchmarks.serve_ray import ask, claims, difference, served_by, statuses, wait
+from benchmarks.serve_ray import alive, ask, claims, difference, served_by, statuses, wait
 from benchmarks.serve_traffic import tensor_ask
 from nestor.serving.network import ServedViT
 
@@ -56,3 +57,12 @@ def test_nothing_is_waited_for_without_end():
     wait(lambda: True, 0.0, "a change")
     # Where nobody listens, every request is one that broke.
     assert statuses(asyncio.run(ask(1, 5, 2, [tensor_ask("images", pictures(1))]))) == {0: 5}
+
+
+def test_replicas_are_found_among_the_processes_that_were_begun_here():
+    assert alive() == []
+    command = ["bash", "-c", "exec -a ray::ServeReplica:default sleep 60"]
+    with subprocess.Popen(command) as process:
+        wait(lambda: alive() == [process.pid], WAIT, "a process's name")
+        process.kill()
+    assert alive() == []
