@@ -14,6 +14,8 @@ import torch
 from mixtures import ROUTERS, D, E, randomised
 from nets import small
 from torch import Tensor, nn
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import nestor.surgery
 from nestor.experts.feedforward import FeedForward
@@ -28,9 +30,12 @@ from nestor.models.tasked import Tasked, every_second, grey_patches, modular_blo
 from nestor.models.vit import ViT
 from nestor.routing.always import everyone
 from nestor.surgery.allocate import allocate
+from nestor.surgery.always import without_routed
 from nestor.surgery.average import averaged
 from nestor.surgery.basis import by_importance, rotate
+from nestor.surgery.block import mixture
 from nestor.surgery.calibrate import compensate
+from nestor.surgery.chance import drawn, scattered
 from nestor.surgery.exchange import with_attention, with_layers
 from nestor.surgery.fixed_point import fixed_point
 from nestor.surgery.freeze import only
@@ -75,6 +80,21 @@ def composed(*, routed_heads: bool = False) -> Composed:
 def mixed(experts: int = E) -> Composed:
     made = tiny(D, stack(D, 4, [Mixture(ROUTERS["mixtral"](), randomised(FeedForward(D, 6, experts)))]))
     nn.init.normal_(made.head.weight)
+    return made
+
+
+def shared() -> Composed:
+    layer = Mixture(ROUTERS["mixtral"](), randomised(FeedForward(D, 6, E)), FeedForward(D, 6, 1))
+    made = tiny(D, stack(D, 4, [layer]))
+    nn.init.normal_(made.head.weight)
+    return made
+
+
+def foreign() -> nn.Module:
+    settings = MixtralConfig(hidden_size=8, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2)
+    made = MixtralSparseMoeBlock(settings)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
     return made
 
 
@@ -160,6 +180,10 @@ CASES: dict[str, Case] = {
     "keep": Case(before=equal_experts, convert=partial(keep, experts=(3, 1, 0, 2)), inputs=TOKENS),
     "merge": Case(before=equal_experts, convert=merged, inputs=TOKENS),
     "emerge": Case(before=lambda: Dense(one()), convert=lambda m: emerge(m.experts, 4, 4), inputs=TOKENS),
+    "scattered": Case(before=lambda: Dense(one()), convert=lambda m: scattered(m.experts, 4, 4), inputs=TOKENS),
+    "drawn": Case(before=mixed, convert=drawn, inputs=(LARGE,), most=ALL),
+    "without_routed": Case(before=shared, convert=partial(without_routed, numbers=(0,)), inputs=(LARGE,), most=ALL),
+    "mixture": Case(before=foreign, convert=mixture, inputs=(torch.randn(2, 5, 8),)),
     "primitives": Case(before=lambda: Dense(one()), convert=partial(primitives, noise=0.1), inputs=TOKENS, most=ALL),
 }
 TAKEN = {"ViT", "Sequence[ViT]", "Composed", "Tasked", "Mixture", "Dense", "FeedForward", "nn.Module", "Net"}

@@ -176,8 +176,7 @@ def test_finite_tokens_give_finite_weights_in_half_precision_too(router, kind):
         routing = made.to(tokens.dtype)(tokens, even)
         assert routing.weight.isfinite().all()
         spoilt = tokens.index_fill(1, torch.tensor(3), torch.nan)
-        with pytest.raises(ValueError, match=r"got NaN for 1 of 8 tokens"):
-            made(spoilt, even)
+        assert made(spoilt, even).counts.sum() == 8
 
 
 def test_a_linear_score_is_in_single_precision_whatever_surrounds_it():

@@ -39,8 +39,9 @@ class ComposedRouter(Router):
         DeepSeek    Dot(D, E), [Sigmoid(), Bias(E), GroupLimit(...)], partial(top_k, k=8), [partial(renormalise, ...)]
         Soft MoE    Slots(D, E, slots=C), [], partial(soft, slots=C)
 
-    Masked tokens are never chosen. `choice` may be replaced between calls, which changes k, a threshold or a capacity
-    without touching a parameter.
+    Masked tokens are never chosen. NaN is no error, which a device would have to be asked for: it comes last and gives
+    NaN to its own item, where training and serving find it. `choice` may be replaced between calls, which changes k,
+    a threshold or a capacity without touching a parameter.
 
     Args:
         score: what is thought of each token and expert.
@@ -73,6 +74,8 @@ class ComposedRouter(Router):
         for adjustment in self.adjustments:
             proposal = adjustment(proposal, signal)
         preference = proposal.preference
+        # A token of which nothing can be said takes nobody's place; its weights stay NaN, and are seen in its answer.
+        preference = preference.masked_fill(preference.isnan(), torch.finfo(preference.dtype).min)
         if mask is not None:
             preference = preference.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         routing = self.choice(proposal.scores, preference)
@@ -123,7 +126,7 @@ def judged(score: Score, tokens: Tensor, signal: Signal) -> Tensor:
     """(B, T, D) -> (B, T, E): what a score says, within +-LIMIT and in single precision; masked tokens are zeros to it.
 
     Raises:
-        ValueError: when a logit of a token that counts is NaN, or the mask is not (B, T).
+        ValueError: when the mask is not (B, T).
     """
     B, T, _ = tokens.shape
     mask = signal.mask
@@ -135,10 +138,4 @@ def judged(score: Score, tokens: Tensor, signal: Signal) -> Tensor:
     if mask is not None:
         # Padding may hold anything; zero times NaN would still reach the score's gradient.
         tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
-    logits = score(tokens, signal).float()
-    if not torch.compiler.is_compiling() and logits.isnan().any():
-        raise ValueError(
-            f"the router's logits must be numbers; got NaN for {int(logits.isnan().any(-1).sum())} of "
-            f"{B * T} tokens. Look for NaN in the tokens or in the score's weights."
-        )
-    return logits.clamp(-LIMIT, LIMIT)
+    return score(tokens, signal).float().clamp(-LIMIT, LIMIT)
