@@ -133,8 +133,11 @@ def test_a_network_filled_with_a_dense_one_is_it_up_to_the_gate():
         )
     torch.testing.assert_close(filled(images).logits, dense(images).logits)
     assert not torch.equal(model(images).tokens, dense(images).tokens)
-    with pytest.raises(ValueError, match="must have the same blocks and frame"):
+    with pytest.raises(ValueError, match="must have the same blocks, heads and frame"):
         fill(dense, model)
+    other = Composed(FRAME, stack(D, 1, [Dense(FeedForward(D, 6, 1)) for _ in range(3)]))
+    with pytest.raises(ValueError, match="must have the same blocks, heads and frame"):
+        fill(model, other)
 
 
 def test_the_loop_trains_balances_and_does_what_comes_after_a_step():

@@ -140,6 +140,11 @@ def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
     (root / "types.py").write_text(words.replace("return 1", "return 2"))
     assert sources("one", root) != told
     told = sources("one", root)
+    recipe = (root / "recipes/one.py").read_text()
+    aside = "if TYPE_CHECKING:\n    from nestor import store\n\n\ndef curves(details):\n    return details\n"
+    (root / "recipes/one.py").write_text(recipe + aside)
+    assert sources("one", root) == told
+    (root / "recipes/one.py").write_text(recipe)
     (root / "ops/bands.py").write_text("from nestor import types\nfrom nestor.measure import draw\n")
     (root / "measure").mkdir()
     (root / "measure/__init__.py").touch()

@@ -112,7 +112,7 @@ class Kronecker(Experts):
         """(D, D'): what an expert multiplies rows by, formed."""
         u, v = self.u[expert].unflatten(0, (self.terms, -1)), self.v[expert].unflatten(1, (self.terms, -1))
         inner = torch.einsum("nqk,lnq->nkl", u, v)
-        terms = [torch.kron(a, w) for a, w in zip(self.mix[expert], inner, strict=True)]
+        terms = [torch.kron(a.contiguous(), w.contiguous()) for a, w in zip(self.mix[expert], inner, strict=True)]
         return self.scale * torch.stack(terms).sum(0)
 
     @property

@@ -25,7 +25,7 @@ from nestor.layers.answers import OfClassToken, OfMean
 from nestor.layers.block import Dense
 from nestor.measure.cost import parameters
 from nestor.measure.neighbours import purity_of_tasks
-from nestor.measure.repeats import Repeats
+from nestor.measure.over_seeds import over_seeds
 from nestor.models.composed import stack
 from nestor.models.tasked import Tasked, grey_patches, partly_by_task
 from nestor.recipes.base import Claim, Proof
@@ -33,11 +33,13 @@ from nestor.training.beside import Contrast
 from nestor.training.compare import means
 from nestor.training.set_tasks import alone, shapes
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, lines, note, scores
+from nestor.training.tasks import learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nestor.measure.dots import Dots
 
 TITLE = "AniMer+: Unified Pose and Shape Estimation Across Mammalia and Aves via Family-Aware Transformer"
 ARXIV = "2508.00298"
@@ -137,11 +139,10 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
     return [Claim(text=t, left=a, relation=sign, right=b) for t, (a, sign, b) in rows.items()]
 
 
-def curves(details: dict[str, Any]) -> Repeats | None:
-    """Scores of each family; seeds spread them."""
+def curves(details: dict[str, Any]) -> tuple[Dots, ...] | None:
+    """Scores of each family, over seeds."""
     if not details:
         return None
-    rows = lines(details["score"])
-    return Repeats(
-        title="Shape", across="families: garments, digits", upward="variance explained", lines=rows, levels={}
-    )
+    ways = details["score"]
+    rows = {family: {way: ways[way][family] for way in ways} for family in ("garments", "digits")}
+    return tuple(over_seeds(row, "split", f"shape of {family}", "variance explained") for family, row in rows.items())

@@ -11,6 +11,7 @@ import pkgutil
 import platform
 import time
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,38 +120,51 @@ def _keep(figure: Figure, path: Path) -> Path:
 def sources(name: str, root: Path | None = None) -> str:
     """SHA-256 of a recipe's code and of all of the library that it imports, so that evidence tells what made it.
 
-    Comments, docstrings, empty lines and how things are drawn do not count, since they change nothing that was found.
+    Comments, docstrings, empty lines, imports for types alone and how things are drawn do not count, since they change
+    nothing that was found.
 
     Args:
         name: of the recipe.
         root: folder of the library; this one unless given.
     """
     root = root or Path(nestor.__file__).parent
-    waiting, used = [root / "recipes" / f"{name}.py"], set[Path]()
+    waiting, found = [root / "recipes" / f"{name}.py"], dict[Path, str]()
     while waiting:
         path = waiting.pop()
-        if path in used or path.relative_to(root).as_posix() in _DRAWING:
+        if path in found or path.relative_to(root).as_posix() in _DRAWING:
             continue
-        used.add(path)
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module]
-        names = {name for node in nodes for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+        found[path], names = _read(path.read_text(encoding="utf-8"))
         for each in names:
-            package, *parts = str(each).split(".")
+            package, *parts = each.split(".")
             if package == "nestor" and parts:
                 place = root.joinpath(*parts)
                 waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
     digest = hashlib.sha256()
-    for path in sorted(used):
-        digest.update(str(path.relative_to(root)).encode() + _code(path.read_text(encoding="utf-8")).encode())
+    for path in sorted(found):
+        digest.update(str(path.relative_to(root)).encode() + found[path].encode())
     return digest.hexdigest()
 
 
-def _code(text: str) -> str:
-    """The lines of a module that are not words about it."""
-    lines = text.splitlines()
-    for node in ast.walk(ast.parse(text)):
+@cache
+def _read(text: str) -> tuple[str, frozenset[str]]:
+    """The lines of a module that can change what it finds, and the names that it imports for more than types."""
+    lines, module, names = text.splitlines(), ast.parse(text), set[str]()
+    for node in module.body:
         match node:
-            case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=int(last)):
+            case ast.FunctionDef(name="curves", lineno=first, end_lineno=int(last)):
                 lines[first - 1 : last] = [""] * (last - first + 1)
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), lineno=first, end_lineno=int(last)):
+                lines[first - 1 : last] = [""] * (last - first + 1)
+                continue
+            case _:
+                pass
+        for part in ast.walk(node):
+            match part:
+                case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=int(last)):
+                    lines[first - 1 : last] = [""] * (last - first + 1)
+                case ast.ImportFrom(module=str(source), names=given):
+                    names |= {source, *(f"{source}.{each.name}" for each in given)}
+                case _:
+                    pass
+    kept = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return "\n".join(kept), frozenset(names)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nestor.layers.token_order import error_of_order
-from nestor.measure.repeats import Repeats
+from nestor.measure.over_seeds import over_seeds
 from nestor.measure.task_traffic import apart
 from nestor.models.tasked import Tasked, every_second, for_canvases, gated_by_task, gated_knowing_task
 from nestor.recipes.base import Claim, Proof, claims
@@ -30,11 +30,13 @@ from nestor.training.beside import Level
 from nestor.training.compare import means
 from nestor.training.pixel_tasks import NAMES, tasks_of_garments
 from nestor.training.settings import Fit
-from nestor.training.tasks import learn, lines, note, scores
+from nestor.training.tasks import learn, note, scores
 from nestor.types import Signal
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nestor.measure.dots import Dots
 
 TITLE = (
     "M3ViT: Mixture-of-Experts Vision Transformer for Efficient Multi-task Learning with Model-Accelerator Co-design"
@@ -139,9 +141,9 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
     return claims(rows)
 
 
-def curves(details: dict[str, Any]) -> Repeats | None:
-    """Scores of each task; seeds spread them."""
+def curves(details: dict[str, Any]) -> tuple[Dots, ...] | None:
+    """Scores of each task, over seeds."""
     if not details:
         return None
-    rows = lines(details["scores"])
-    return Repeats(title="Four tasks", across=f"tasks: {', '.join(NAMES)}", upward="score", lines=rows, levels={})
+    ways = details["scores"]
+    return tuple(over_seeds({way: ways[way][task] for way in ways}, OURS, task, "score") for task in NAMES)

@@ -10,7 +10,7 @@ random groups, and a router kept in balance. Choice: the mean token decides, onc
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +37,7 @@ from nestor.surgery.grow import fill
 from nestor.training.balance import Balance, Guide
 from nestor.training.compare import Rival, garments, means, right, train
 from nestor.training.predict import predict
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,9 +57,7 @@ class Settings:
 
     pictures: int = 3000
     held_out: int = 2000
-    epochs: int = 4
-    batch: int = 16
-    rate: float = 0.03
+    epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 48
     depth: int = 4
@@ -94,7 +92,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
 def _runs(settings: Settings) -> dict[str, Any]:
     pictures, test = garments(2 * settings.pictures, settings.held_out)
     learn, judge = (pictures.subset(range(part, len(pictures), 2)) for part in (0, 1))
-    how = Fit(epochs=settings.epochs, rate=settings.rate, batch=settings.batch)
+    how = replace(FRESH, epochs=settings.epochs)
     found: dict[str, Any] = {"accuracy": {}, "router": {}, "groups": []}
     for seed in settings.seeds:
         dense = train(Rival(build=partial(build, settings, last=0)), learn, how, seed)

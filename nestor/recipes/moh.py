@@ -35,7 +35,7 @@ from nestor.surgery.heads import cut_heads
 from nestor.training.aims import Priced, pursue
 from nestor.training.compare import means, right
 from nestor.training.contest import Entry, contest, garments_at
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +55,9 @@ class Settings:
 
     pictures: int = 3000
     held_out: int = 2000
-    epochs: int = 4
-    rate: float = 0.03
+    epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 64
+    width: int = 48
     depth: int = 4
     heads: int = 8
     shared: int = 2
@@ -73,7 +72,6 @@ class Settings:
 def build(settings: Settings, router: Callable[[], Router] | None = None, heads: int | None = None) -> Composed:
     """The network; its tokens use the most active heads, or what other routers say."""
     s, make = settings, router or partial(routed, settings, settings.active[0])
-
     attention = [ChosenHeads(s.width, heads or s.heads, make(), each=s.width // s.heads) for _ in range(s.depth)]
     layers = (Dense(FeedForward(s.width, 4 * s.width, 1)) for _ in attention)
     return tiny(s.width, [cast("Any", RoutedBlock(s.width, *both)) for both in zip(attention, layers, strict=True)])
@@ -92,7 +90,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     claims, found, s = _exact(settings), {}, settings
     if s.seeds:
         learn, test = garments_at(28, s.pictures, s.held_out)
-        how, most = Fit(epochs=s.epochs, rate=s.rate, batch=64, router_rate=1.0), s.active[0]
+        how, most = replace(FRESH, epochs=s.epochs, router_rate=1.0), s.active[0]
         whole = Entry(build=partial(build, s, partial(everyone, s.heads)))
         entries = {"all heads": whole, "as few heads": Entry(build=partial(build, s, partial(everyone, most), most))}
         for k in s.active:

@@ -32,7 +32,7 @@ from nestor.surgery.shifts import primitives, rounded
 from nestor.training.aims import Priced, pursue
 from nestor.training.compare import means
 from nestor.training.contest import garments_at, note, shares
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +49,10 @@ class Settings:
 
     pictures: int = 3000
     held_out: int = 2000
-    epochs: int = 4
+    epochs: int = 5
     stage: int = 2
-    rate: float = 0.03
     seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 64
+    width: int = 48
     depth: int = 4
     latencies: tuple[tuple[float, float], ...] = ((0.6, 0.4), (0.75, 0.25))
 
@@ -84,8 +83,8 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     claims, found, s = _exact(settings), dict[str, Any](), settings
     if s.seeds:
         learn, test = garments_at(28, s.pictures, s.held_out)
-        how = Fit(epochs=s.epochs, rate=s.rate, batch=64, router_rate=1.0)
-        tune = replace(how, epochs=s.stage, rate=s.rate / 3)
+        how = replace(FRESH, epochs=s.epochs, router_rate=1.0)
+        tune = replace(how, epochs=s.stage, rate=how.rate / 3)
         for seed in s.seeds:
             torch.manual_seed(seed)
             first = pursue(build(s, dense=True), learn, how, Priced(), seed)

@@ -10,7 +10,7 @@ their cost. Choices: softmax for each token; slices share the bias evenly. `nest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,7 @@ from nestor.layers.routed import RoutedBlock
 from nestor.layers.together import dense
 from nestor.measure.points import apart, over_cost
 from nestor.models.composed import Composed, stack, tiny
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Claim, Proof, claims
 from nestor.routing import losses
 from nestor.routing.adjust import Softmax
 from nestor.routing.always import everyone
@@ -37,7 +37,7 @@ from nestor.surgery.slices import sliced
 from nestor.training.aims import Priced
 from nestor.training.compare import means
 from nestor.training.contest import Entry, contest, garments_at
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +53,9 @@ class Settings:
 
     pictures: int = 3000
     held_out: int = 2000
-    epochs: int = 4
-    rate: float = 0.03
+    epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 64
+    width: int = 48
     depth: int = 4
     experts: int = 4
 
@@ -97,9 +96,10 @@ def switch(settings: Settings, experts: int) -> Composed:
 
 def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """Exact properties, then accuracies over seeds at what each network costs."""
-    claims, found, s = _exact(settings), {}, settings
+    proven, found, s = _exact(settings), {}, settings
     if s.seeds:
         learn, test = garments_at(28, s.pictures, s.held_out)
+        how = replace(FRESH, epochs=s.epochs, router_rate=1.0)
         entries = {
             "dense": Entry(build=partial(switch, s, 1)),
             "Switch": Entry(build=partial(switch, s, s.experts), aim=Priced(losses=((0.01, losses.switch),))),
@@ -107,8 +107,8 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
             "twice as wide": Entry(build=partial(build, s, wide=2)),
             "by picture": Entry(build=partial(build, s, by="picture")),
         }
-        found = contest(entries, learn, test, Fit(epochs=s.epochs, rate=s.rate, batch=64, router_rate=1.0), s.seeds)
-    return Proof(claims=(*claims, *(_claims(found) if found else ())), details=found)
+        found = contest(entries, learn, test, how, s.seeds)
+    return Proof(claims=(*proven, *(_claims(found) if found else ())), details=found)
 
 
 @torch.no_grad()
@@ -122,16 +122,14 @@ def _exact(settings: Settings) -> list[Claim]:
     answer, found = some(tokens)
     weight = dense(cast("Any", found[0]))
     each = some.experts(tokens.flatten(0, 1).repeat(E, 1), torch.full((E,), 3 * 49)).view(E, 3, 49, D)
+    masked = torch.einsum("bte,ebtd->btd", weight, each)
     rows = {
         "relative error of all heads against attention": apart(heads, plain(tokens)),
         "relative error of all slices against the network": apart(whole, Dense(one)(tokens)[0]),
-        "relative error of adding answers up against masking them": apart(
-            answer, torch.einsum("bte,ebtd->btd", weight, each)
-        ),
+        "relative error of adding answers up against masking them": apart(answer, masked),
     }
-    claims = [Claim(text=text, left=left, relation="<=", right=1e-5, exact=True) for text, left in rows.items()]
-    most = float((weight > 0).sum(1).max())
-    return [*claims, Claim(text="most tokens of a slice", left=most, relation="<=", right=25, exact=True)]
+    most = {"most tokens of a slice": (float((weight > 0).sum(1).max()), "<=", 25)}
+    return claims({text: (left, "<=", 1e-5) for text, left in rows.items()} | most, exact=True)
 
 
 def _claims(found: dict[str, Any]) -> list[Claim]:
@@ -142,7 +140,7 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
         "multiply-accumulates, UoE over dense": (cost["UoE"], "<=", 0.76),
         "multiply-accumulates, twice as wide over Switch": (cost["twice as wide"] / cost["Switch"], "<=", 1.05),
     }
-    return [Claim(text=t, left=a, relation=sign, right=b) for t, (a, sign, b) in rows.items()]
+    return claims(rows)
 
 
 def curves(details: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ own reference: the King James bible, or the paper's text, does not come with wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,7 +38,7 @@ from nestor.routing.router import ComposedRouter
 from nestor.surgery.slices import sliced
 from nestor.training.compare import means
 from nestor.training.next_word import Priced, next_letters, perplexity, swayed
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 from nestor.training.tasks import learn
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class Settings:
     length: int = 128
     steps: int = 300
     batch: int = 8
-    rate: float = 0.03
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 64
     depth: int = 4
@@ -103,7 +102,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     rivals |= {"Switch": partial(switch, s, s.experts), "dense": partial(switch, s, 1)}
     task, judge = next_letters(s.length)
     for seed in s.seeds:
-        how = Fit(steps=s.steps, batch=s.batch, rate=s.rate, router_rate=1.0, seed=seed)
+        how = replace(FRESH, steps=s.steps, batch=s.batch, router_rate=1.0, seed=seed)
         for name, make in rivals.items():
             torch.manual_seed(seed)
             beside = None if name == "dense" else Priced(loss=losses.switch)

@@ -9,7 +9,7 @@ the paper are not repeated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from statistics import mean
@@ -35,7 +35,7 @@ from nestor.surgery.grow import fill
 from nestor.training.aims import Priced
 from nestor.training.compare import garments, means
 from nestor.training.contest import Entry, contest
-from nestor.training.settings import Fit
+from nestor.training.settings import FRESH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +54,7 @@ class Settings:
 
     pictures: int = 3000
     held_out: int = 2000
-    epochs: int = 4
-    batch: int = 16
-    rate: float = 0.03
+    epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 48
     depth: int = 4
@@ -102,7 +100,7 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
             "shared norms": Entry(build=partial(build, s, norms=True), aim=aim, read=read),
             "WideNet": Entry(build=partial(build, s), aim=aim, read=read),
         }
-        data, how = garments(s.pictures, s.held_out), Fit(epochs=s.epochs, rate=s.rate, batch=s.batch)
+        data, how = garments(s.pictures, s.held_out), replace(FRESH, epochs=s.epochs)
         details = contest(entries, *data, how, s.seeds)
         shown += _accuracy(details)
     return Proof(claims=tuple(shown), details=details)

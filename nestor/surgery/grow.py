@@ -178,8 +178,11 @@ def fill(model: Composed, dense: Composed) -> Composed:
     own = {name for name in new.state_dict() if ".layer." not in name}
     pairs = list(zip(new.chain, dense.chain, strict=False))
     fitting = own <= given.keys() and len(new.chain) == len(dense.chain)
+    fitting = fitting and all(_heads(ours) == _heads(theirs) for ours, theirs in pairs)
     if not fitting or not all(isinstance(theirs.layer, Dense) for _, theirs in pairs):
-        raise ValueError("a network to be filled and the dense one must have the same blocks and frame; they differ.")
+        raise ValueError(
+            "a network to be filled and the dense one must have the same blocks, heads and frame; they differ."
+        )
     new.load_state_dict({name: given[name] for name in own}, strict=False)
     for ours, theirs in pairs:
         one = copy.deepcopy(theirs.layer.experts)
@@ -187,6 +190,10 @@ def fill(model: Composed, dense: Composed) -> Composed:
             one = upcycle(one, len(ours.layer.experts.costs))
         ours.layer.experts = one
     return new
+
+
+def _heads(block: object) -> int | None:
+    return getattr(getattr(block, "attention", None), "heads", None)
 
 
 def _require_one(dense: FeedForward) -> None:
