@@ -111,14 +111,6 @@ class Fit:
         _require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
 
-FRESH = Fit(epochs=5, batch=16, rate=0.02, head_rate=10.0, warmup=0.1)
-"""For small networks that start from nothing and take few steps: small batches, and a head that catches up.
-
-Chosen on training pictures of Fashion-MNIST that were kept apart: a head that moves like the rest, a slow rise of the
-rate and larger batches each learn less there in as many passes.
-"""
-
-
 def described(value: object) -> object:
     """A settings value as JSON can hold it; records bear their type's name, functions their own and what is bound."""
     if isinstance(value, partial):
@@ -141,3 +133,11 @@ def _require(name: str, value: object, holds: bool, rule: str) -> None:
     # A comparison with NaN is false, so that NaN is refused too.
     if not holds:
         raise ValueError(f"{name} must be {rule}; got {value!r}. Change it.")
+
+
+FRESH = Fit(epochs=5, batch=16, rate=0.02, head_rate=10.0, warmup=0.1)
+"""For small networks that start from nothing and take few steps: small batches, and a head that catches up.
+
+Chosen on training pictures of Fashion-MNIST that were kept apart: a head that moves like the rest, a slow rise of the
+rate and larger batches each learn less there in as many passes.
+"""
