@@ -54,7 +54,11 @@ def fit(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the result; by default the network's own.", show_default=False),
+        typer.Option(
+            "--out",
+            help="Folder for the result; by default the network's own, whose untuned network is replaced.",
+            show_default=False,
+        ),
     ] = None,
     size: Size = None,
     epochs: Annotated[int, typer.Option("--epochs", help="How often all pictures are shown.")] = 10,
@@ -97,6 +101,8 @@ def fit(
         raise ValueError(f"{why}, so that fit needs another one. Give --out.")
     folder = parse.writable_folder(model if out is None else out)
     settings = jobs.settings(asked, config, fields)
+    if out is None:
+        say(f"{folder} is tuned in place. To keep the untuned network too, give --out.")
 
     import nestor
     from nestor.api import heads, prepare

@@ -50,7 +50,7 @@ class Settings:
 
     pictures: int = 2500
     held_out: int = 2000
-    epochs: int = 5
+    epochs: int = 4
     seeds: tuple[int, ...] = (0, 1, 2)
     width: int = 48
     depth: int = 4
