@@ -59,7 +59,11 @@ def _draw(axes: Axes, found: Repeats) -> None:
         means = [mean(points[place]) for place in places]
         axes.plot(places, means, label=name, **drawn)
         low, high = ([pick(points[place]) for place in places] for pick in (min, max))
-        axes.fill_between(places, low, high, color=drawn["color"], alpha=0.12, linewidth=0, zorder=2)
+        if len(places) > 1:
+            axes.fill_between(places, low, high, color=drawn["color"], alpha=0.12, linewidth=0, zorder=2)
+        else:
+            # An area over one place has no width.
+            axes.vlines(places, low, high, color=drawn["color"], alpha=0.35, linewidth=4, zorder=2)
     if found.least is not None and axes.get_ylim()[0] < found.least:
         axes.set_ylim(bottom=found.least)
         place = {"x": 0.99, "y": 0.02, "transform": axes.transAxes}
