@@ -5,7 +5,6 @@ for (const dial of document.querySelectorAll(".dial")) {
   const label = document.createElement("label");
   const input = document.createElement("input");
   Object.assign(input, { type: "range", min: 0, max: figures.length - 1, value: Math.floor((figures.length - 1) / 2) });
-  input.setAttribute("aria-label", "budget");
   label.append("model.budget = ", document.createElement("output"), input);
   const turn = () => {
     figures.forEach((figure, place) => { figure.hidden = place !== +input.value; });
