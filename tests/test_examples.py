@@ -40,6 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nestor.nest(dense, folder / "photos", shape=shape(192, 768, 4, merge=0.0), head="class_mean"),
         folder / "elastic",
     )
+    shutil.copytree(folder / "elastic", folder / "tuned")
     config = transformers.ViTConfig(
         hidden_size=64,
         num_hidden_layers=2,
@@ -73,6 +74,8 @@ def test_examples_run_as_printed(story: Story, world: Path, tmp_path: Path, monk
     shutil.copytree(world, home)
     if story.makes_its_network:
         shutil.rmtree(home / "elastic")
+    if story.tunes_its_network:
+        shutil.rmtree(home / "tuned")
     monkeypatch.chdir(home)
     monkeypatch.setattr("nestor.data.named._elpv_folder", lambda: home / "elpv")
     monkeypatch.setattr(NestorForImageClassification, "push_to_hub", lambda self, name: None)

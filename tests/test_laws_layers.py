@@ -22,6 +22,7 @@ from nestor.layers import nested
 from nestor.layers.amended import Amended
 from nestor.layers.angular import AngularAttention, binary
 from nestor.layers.block import Block, Dense, SelfAttention
+from nestor.layers.causal import Causal
 from nestor.layers.fixed_point import FixedPointBlock, StreamedAttention
 from nestor.layers.heads import ChosenHeads, SeparateHeads
 from nestor.layers.mixture import Mixture
@@ -92,6 +93,7 @@ ROUTED: dict[str, Callable[[], nn.Module]] = {
     ),
     "chosen_heads": lambda: ChosenHeads(D, E, ROUTERS["mixtral"](), each=3),
     "separate_heads": lambda: SeparateHeads(D, E, ROUTERS["mixtral"](), each=3),
+    "causal": lambda: Causal(SeparateHeads(D, E, ROUTERS["mixtral"](), each=3)),
     "queries": queries,
     "routed_block": lambda: RoutedBlock(D, ChosenHeads(D, E, ROUTERS["mixtral"]()), mixture()),
     "mixed_block": lambda: MixedBlock(D, queries(), mixture()),
@@ -109,9 +111,9 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "nested_block": lambda: Banded(NestedBlock(Banded.NEST, 1e-6, "gelu")),
 }
 LAYERS = ROUTED | PLAIN
-MASKED = ["mixture", "dense", "together", "blended", "amended", "chosen_heads", "separate_heads"]
+MASKED = ["mixture", "dense", "together", "blended", "amended", "chosen_heads", "separate_heads", "causal"]
 # A token's place says how wide it is, or which tokens are near.
-OF_PLACE = {"nested_attention", "nested_feedforward", "nested_block", "angular", "angular_binary"}
+OF_PLACE = {"causal", "nested_attention", "nested_feedforward", "nested_block", "angular", "angular_binary"}
 # Rounded on purpose; what is fixed-point is there to be run, and passes no gradients.
 FIXED = {"fixed_point_block", "streamed"}
 ROUNDED = FIXED | {"angular_binary"}
