@@ -2,28 +2,34 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from benchmarks.rivals import reach_rivals
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 # Before transformers asks whether there is a torchvision.
 reach_rivals()
 
-# The page is tried in a real browser where there is one; where there is none, the end of every run says so.
+# Pages are tried in a real browser where there is one; where there is none, the end of every run says so.
 CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), "")
 LACKING = [
     *([] if CHROMIUM else ["chromium (apt install chromium)"]),
     *(f"{name} (pip install 'nestor[dev]')" for name in ("playwright", "gradio") if find_spec(name) is None),
 ]
-collect_ignore = ["test_page_browser.py"] if LACKING else []
+collect_ignore = ["test_page_browser.py", "test_site.py"] if LACKING else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if LACKING:
-        terminalreporter.write_line(f"NOT TESTED: the page in a browser, which needs {' and '.join(LACKING)}", red=True)
+        terminalreporter.write_line(f"NOT TESTED: pages in a browser, which needs {' and '.join(LACKING)}", red=True)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -44,3 +50,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built once."""
+    from documentation import built
+
+    return built(tmp_path_factory.mktemp("site"))
+
+
+# Not longer: a browser keeps an event loop running, beside which no other can be started.
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # In a container Chromium's own sandbox often cannot start.
+        browser = playwright.chromium.launch(executable_path=shutil.which(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -23,6 +23,7 @@ from nestor.serving.server import Server
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+FILES = ("toml", "yaml", "json")
 ADDRESS = "http://127.0.0.1:8000"
 WAIT = 60
 
@@ -62,6 +63,9 @@ def tell(story: Story, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
             if language == "python":
                 exec(compile(text, story.name, "exec"), values)
                 continue
+            if language in FILES:
+                write(text)
+                continue
             assert language in ("bash", "console"), f"{story.name}: no language, so nobody can run {text!r}"
             for line in filter(None, map(shlex_split, text.splitlines())):
                 if line[:2] == ["nestor", "serve"]:
@@ -72,6 +76,13 @@ def tell(story: Story, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
                     ask(line, servers[-1])
                 else:
                     command(line)
+
+
+def write(text: str) -> None:
+    """A file, which its first line names."""
+    name = re.fullmatch(r"# (\S+)", text.partition("\n")[0])
+    assert name, f"a file says in its first line what it is called; got {text!r}"
+    Path(name[1]).write_text(text)
 
 
 def shlex_split(line: str) -> list[str]:

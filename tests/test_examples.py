@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -15,6 +15,8 @@ from tiny_pictures import paint
 from tiny_vit import tiny
 
 import nestor
+from nestor.data.listing import Listing
+from nestor.data.named import elpv
 from nestor.layers.nested import Nest
 from nestor.measure.clock import race
 from nestor.surgery.nest import shape
@@ -53,18 +55,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def few_cells(folder: Path) -> None:
-    """Sixty of the solar cells, in the form in which the package has all of them."""
-    data = Path(str(files("elpv_dataset"))) / "data"
-    rows = (data / "labels.csv").read_text().splitlines()[:60]
-    (folder / "images").mkdir(parents=True)
-    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    for row in rows:
-        shutil.copy(data / row.split()[0], folder / "images")
+def few() -> Listing:
+    """Some solar cells of both classes."""
+    whole = elpv()
+    rows = slice(None, None, len(whole.items) // 48)
+    return replace(
+        whole, items=whole.items[rows], names=whole.names[rows], labels=whole.labels[rows], groups=whole.groups[rows]
+    )
 
 
-# PEFT asks transformers by a name that it deprecates.
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+# PEFT asks transformers for a property by its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("story", stories(), ids=lambda story: story.name)
 def test_examples_run_as_printed(story: Story, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -79,6 +80,7 @@ def test_examples_run_as_printed(story: Story, world: Path, tmp_path: Path, monk
     monkeypatch.chdir(home)
     monkeypatch.setattr("nestor.data.named._elpv_folder", lambda: home / "elpv")
     monkeypatch.setattr(NestorForImageClassification, "push_to_hub", lambda self, name: None)
+    monkeypatch.setattr("nestor.data.load.elpv", few)
     # How fast a tiny network is nobody wants to know.
     for module in ("profile", "latency"):
         monkeypatch.setattr(f"nestor.measure.{module}.race", lambda calls, **given: race(calls, rounds=1, warmup=0))
@@ -98,6 +100,8 @@ def test_a_wrong_example_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for line in ("make tea", "pip install 'nestor[tea]'", "tea"):
         with pytest.raises(AssertionError):
             told("console", line)
+    with pytest.raises(AssertionError, match="what it is called"):
+        told("toml", "epochs = 2")
     with pytest.raises(AssertionError, match="nobody can run"):
         told("", "nestor --version")
 

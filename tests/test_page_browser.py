@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHROMIUM
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from tiny_vit import NARROWED, tiny
 
 import nestor
@@ -64,15 +62,6 @@ def address(home: Path) -> Iterator[str]:
         _, said = process.communicate(timeout=60)
     assert not list((home / "temp").glob("nestor-page-*"))
     assert "Traceback" not in said
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # In a container Chromium's own sandbox often cannot start.
-        browser = playwright.chromium.launch(executable_path=shutil.which(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Watched:

@@ -175,12 +175,13 @@ def energy() -> Figure:
 
 def components() -> Figure:
     """The first three channels of every patch as a colour, before and after the rotation."""
-    figure = Figure(figsize=(9, 3.3), layout="constrained")
-    names = ("the picture", "its first three channels", "its first three components")
+    # Small, so that its words can be read where it is as narrow as a phone.
+    figure = Figure(figsize=(5, 2), layout="constrained")
+    names = ("the picture", "three channels", "three components")
     shown = (portrait(2 * SIDE).permute(1, 2, 0).numpy(), _first_three(dense()), _first_three(elastic()))
     for axes, name, values in zip(figure.subplots(1, 3), names, shown, strict=True):
         axes.imshow(values, interpolation="nearest")
-        axes.set_title(name)
+        axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     return figure
 
