@@ -40,11 +40,6 @@ class Story:
         """Whether `elastic/` is its own work."""
         return any(re.search(r"nestor nest .*--out elastic/|save\(.*elastic/", text) for _, text in self.blocks)
 
-    @property
-    def tunes_its_network(self) -> bool:
-        """Whether `tuned/` is its own work."""
-        return any(re.search(r"nestor fit .*--out tuned/", text) for _, text in self.blocks)
-
 
 def stories() -> list[Story]:
     """Each page of the documentation; each part of the README, which begins anew."""

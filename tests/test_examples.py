@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -34,7 +35,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("photos/*/*.png"))]
     (folder / "photos.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     Image.new("RGB", (120, 150), (90, 120, 60)).save(folder / "photo.jpg")
-    few_cells(folder / "elpv")
     # Wide enough for attention, which no budget makes cheaper per token, to be a small part.
     dense = tiny(Nest(widths=(192,), hidden=(768,), heads=(4,)), patch=14, grid=(8, 8), nominal=112)
     nestor.save(dense, folder / "dinov2-small")
@@ -42,7 +42,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nestor.nest(dense, folder / "photos", shape=shape(192, 768, 4, merge=0.0), head="class_mean"),
         folder / "elastic",
     )
-    shutil.copytree(folder / "elastic", folder / "tuned")
     config = transformers.ViTConfig(
         hidden_size=64,
         num_hidden_layers=2,
@@ -75,12 +74,10 @@ def test_examples_run_as_printed(story: Story, world: Path, tmp_path: Path, monk
     shutil.copytree(world, home)
     if story.makes_its_network:
         shutil.rmtree(home / "elastic")
-    if story.tunes_its_network:
-        shutil.rmtree(home / "tuned")
     monkeypatch.chdir(home)
-    monkeypatch.setattr("nestor.data.named._elpv_folder", lambda: home / "elpv")
     monkeypatch.setattr(NestorForImageClassification, "push_to_hub", lambda self, name: None)
-    monkeypatch.setattr("nestor.data.load.elpv", few)
+    # By its full name, since the package has a function of the module's name.
+    monkeypatch.setattr(import_module("nestor.data.load"), "elpv", few)
     # How fast a tiny network is nobody wants to know.
     for module in ("profile", "latency"):
         monkeypatch.setattr(f"nestor.measure.{module}.race", lambda calls, **given: race(calls, rounds=1, warmup=0))
