@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from benchmarks.rivals import reach_rivals
 
@@ -36,6 +37,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: a second thread of each would only be in the way. Processes that tests start inherit it.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# What a test holds does not depend on how busy the machine is.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

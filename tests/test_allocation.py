@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nets import NESTS, small
 
@@ -37,12 +37,9 @@ def paths(draw: st.DrawFn, experts: int) -> Allocation:
     return Allocation(path=tuple(path))
 
 
-# On a busy machine the first draw may pay for imports.
-patient = settings(suppress_health_check=[HealthCheck.too_slow])
 costs_of = st.lists(st.floats(0.01, 10), min_size=4, max_size=4).map(lambda steps: tuple(itertools.accumulate(steps)))
 
 
-@patient
 @given(paths(4), costs_of, st.floats(0, 1))
 def test_a_path_meets_every_budget_within_its_costs(allocation, costs, place):
     budget = costs[0] + place * (costs[-1] - costs[0])
