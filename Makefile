@@ -15,7 +15,7 @@ RIVALS := timm==1.0.31 torchvision==0.28.0 soft-moe-pytorch==0.1.9 einops==0.8.2
 RACED := openvino==2026.4.1 mixture-of-experts==0.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop demo test lint format bench docs clean
+.PHONY: help install develop system demo test lint format bench docs clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ help:  ## Say what there is to make.
 install: $(VENV)/.installed  ## Create .venv with Nestor and all it can use.
 
 develop: $(VENV)/.develop  ## Add what tests and checks need.
+
+system:  ## On Debian, as root: add what tests use beside Python, a browser and real garments.
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium dataset-fashion-mnist >/dev/null
 
 demo: install  ## Make a real network elastic on real pictures, and write a report.
 	$(BIN)/python -m nestor.demo

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from garments import LACKING_GARMENTS
 from hypothesis import HealthCheck, settings
 
 from benchmarks.rivals import reach_rivals
@@ -29,8 +30,9 @@ collect_ignore = ["test_page_browser.py", "test_site.py"] if LACKING else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if LACKING:
-        terminalreporter.write_line(f"NOT TESTED: pages in a browser, which needs {' and '.join(LACKING)}", red=True)
+    for what, lacking in (("pages in a browser", LACKING), ("real garments", LACKING_GARMENTS)):
+        if lacking:
+            terminalreporter.write_line(f"NOT TESTED: {what}, which needs {' and '.join(lacking)}", red=True)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

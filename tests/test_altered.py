@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from garments import needs_garments
 from tiny_pictures import shapes
 
 from nestor.data.altered import STYLES, WORN, altered, left_out_styles
@@ -45,6 +46,7 @@ def test_unknown_kinds_are_refused(kinds: tuple[str, ...]):
         altered(shapes(2), *kinds)
 
 
+@needs_garments
 def test_each_style_is_left_out_once():
     found = left_out_styles(28, 30, 20)
     assert tuple(found) == STYLES

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from garments import needs_garments
 from matplotlib.figure import Figure
 from tiny_pictures import shapes
 from tiny_vit import DENSE, NARROWED, tiny
@@ -240,6 +241,7 @@ def test_as_many_lines_over_what_was_spent_as_can_be_told_apart():
     assert lines.lines["8"] == {0.4: [8.0]}
 
 
+@needs_garments
 def test_the_parts_of_a_source_may_have_sizes_of_their_own():
     train, test = decoded("fashion-mnist", 28, 20, held_out=10, mean=(0.1,) * 3, std=(0.2,) * 3)
     assert (len(train), len(test), train.mean, test.std) == (20, 10, (0.1,) * 3, (0.2,) * 3)

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from garments import needs_garments
 
 from nestor.recipes import mone_video
 from nestor.recipes.mone_video import CHEAP, DEDICATED, DENSE, NESTED, RANDOM, STILL, Settings
 
 
+@needs_garments
 def test_contestants_are_one_for_each_network_and_kept_apart():
     settings = replace(Settings.quick(), budgets=(0.43, CHEAP))
     found = list(mone_video.contestants(settings, 4))
@@ -21,6 +23,7 @@ def test_contestants_are_one_for_each_network_and_kept_apart():
     assert len({each.name for each in found}) == len(found)
 
 
+@needs_garments
 def test_a_network_is_scored_where_it_stands_in_for_the_dense_one():
     for each in mone_video.contestants(Settings.quick(), 0):
         own = each.places.get(CHEAP)

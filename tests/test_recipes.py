@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from garments import needs_garments
 from plain_vit import plain_forward, relative
 from typer.testing import CliRunner
 
@@ -21,8 +22,12 @@ from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest
 from nestor.types import Signal
 
+OF_GARMENTS = ("mone_scratch", "mone_video")
 
-@pytest.mark.parametrize("name", names())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_garments if name in OF_GARMENTS else ()) for name in names()]
+)
 def test_exact_claims_hold_and_evidence_is_complete(name: str, tmp_path: Path):
     target = prove(name, quick=True, evidence=tmp_path / "evidence", runs=tmp_path / "runs")
     record = json.loads(target.read_text())
@@ -89,6 +94,7 @@ def test_curves_of_a_comparison_show_each_network_where_it_was_scored():
     assert found.least == pytest.approx(0.77)
 
 
+@needs_garments
 def test_contestants_stand_for_shares_of_the_dense_networks_cost():
     recipe = find("mone_scratch")
     settings = recipe.Settings(pictures=64, test=16, calibration=16)
