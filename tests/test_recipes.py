@@ -117,49 +117,6 @@ def test_contestants_stand_for_shares_of_the_dense_networks_cost():
     assert set(map(frozenset, places.values())) == {frozenset(everywhere)}
 
 
-def test_sources_are_those_that_a_recipe_imports(tmp_path: Path):
-    root = tmp_path / "nestor"
-    files = {
-        "recipes/one.py": "from nestor.recipes.base import Claim\nfrom nestor.ops.bands import sort\n",
-        "recipes/base.py": "import json\n",
-        "ops/__init__.py": "",
-        "ops/bands.py": "from nestor import types\n",
-        "types.py": "",
-        "recipes/two.py": "from nestor.ops import bands\n",
-    }
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    first, second = sources("one", root), sources("two", root)
-    (root / "types.py").write_text("T = int\n")
-    assert sources("one", root) != first
-    assert sources("two", root) != second
-    first, second = sources("one", root), sources("two", root)
-    (root / "recipes/base.py").write_text("import ast\n")
-    assert sources("one", root) != first
-    assert sources("two", root) == second
-    words = '"""What\n\n    it is."""\n\n# why\nT = int\n\n\ndef f():\n    """Says."""\n    return 1\n'
-    (root / "types.py").write_text(words.replace("it is", "this is").replace("# why", ""))
-    told = sources("one", root)
-    (root / "types.py").write_text(words)
-    assert sources("one", root) == told
-    (root / "types.py").write_text(words.replace("return 1", "return 2"))
-    assert sources("one", root) != told
-    told = sources("one", root)
-    recipe = (root / "recipes/one.py").read_text()
-    aside = "if TYPE_CHECKING:\n    from nestor import store\n\n\ndef curves(details):\n    return details\n"
-    (root / "recipes/one.py").write_text(recipe + aside)
-    assert sources("one", root) == told
-    (root / "recipes/one.py").write_text(recipe)
-    (root / "ops/bands.py").write_text("from nestor import types\nfrom nestor.measure import draw\n")
-    (root / "measure").mkdir()
-    (root / "measure/__init__.py").touch()
-    (root / "measure/draw.py").touch()
-    first = sources("one", root)
-    (root / "measure/draw.py").write_text("COLOUR = 1\n")
-    assert told != first == sources("one", root)
-
-
 def test_every_system_is_listed_once_and_every_recipe_of_a_paper_belongs_to_one():
     assert len(systems()) == 110
     assert len({known.arxiv for known in systems()}) == 110

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import io
@@ -11,7 +10,6 @@ import pkgutil
 import platform
 import time
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +17,20 @@ import nestor
 from nestor.measure.clock import machine
 from nestor.measure.dots import Dots, draw_dots
 from nestor.measure.repeats import draw_repeats
+from nestor.recipes.reach import reached
 from nestor.store import write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Pictures are drawn from the evidence, at any time.
-_DRAWING = tuple(f"measure/{name}.py" for name in ("draw", "draw_maps", "draw_traffic", "dots", "repeats"))
+# What is no recipe itself.
+_AROUND = ("base", "catalogue", "evidence", "reach")
 
 
 def names() -> tuple[str, ...]:
     """The recipes there are."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name not in ("base", "catalogue", "evidence")))
+    return tuple(sorted(name for name in found if name not in _AROUND))
 
 
 def find(name: str) -> Any:
@@ -118,53 +117,15 @@ def _keep(figure: Figure, path: Path) -> Path:
 
 
 def sources(name: str, root: Path | None = None) -> str:
-    """SHA-256 of a recipe's code and of all of the library that it imports, so that evidence tells what made it.
-
-    Comments, docstrings, empty lines, imports for types alone and how things are drawn do not count, since they change
-    nothing that was found.
+    """SHA-256 of all that a recipe can reach in this library, so that evidence tells what made it.
 
     Args:
         name: of the recipe.
         root: folder of the library; this one unless given.
     """
     root = root or Path(nestor.__file__).parent
-    waiting, found = [root / "recipes" / f"{name}.py"], dict[Path, str]()
-    while waiting:
-        path = waiting.pop()
-        if path in found or path.relative_to(root).as_posix() in _DRAWING:
-            continue
-        found[path], names = _read(path.read_text(encoding="utf-8"))
-        for each in names:
-            package, *parts = each.split(".")
-            if package == "nestor" and parts:
-                place = root.joinpath(*parts)
-                waiting += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    found = reached(root / "recipes" / f"{name}.py", root)
     digest = hashlib.sha256()
     for path in sorted(found):
         digest.update(str(path.relative_to(root)).encode() + found[path].encode())
     return digest.hexdigest()
-
-
-@cache
-def _read(text: str) -> tuple[str, frozenset[str]]:
-    """The lines of a module that can change what it finds, and the names that it imports for more than types."""
-    lines, module, names = text.splitlines(), ast.parse(text), set[str]()
-    for node in module.body:
-        match node:
-            case ast.FunctionDef(name="curves", lineno=first, end_lineno=int(last)):
-                lines[first - 1 : last] = [""] * (last - first + 1)
-            case ast.If(test=ast.Name(id="TYPE_CHECKING"), lineno=first, end_lineno=int(last)):
-                lines[first - 1 : last] = [""] * (last - first + 1)
-                continue
-            case _:
-                pass
-        for part in ast.walk(node):
-            match part:
-                case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=int(last)):
-                    lines[first - 1 : last] = [""] * (last - first + 1)
-                case ast.ImportFrom(module=str(source), names=given):
-                    names |= {source, *(f"{source}.{each.name}" for each in given)}
-                case _:
-                    pass
-    kept = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    return "\n".join(kept), frozenset(names)
