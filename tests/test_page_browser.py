@@ -133,6 +133,10 @@ def test_it_fits_every_screen_in_light_and_dark(watched: Watched, request: pytes
     wide = page.evaluate("Math.max(...[...document.querySelectorAll('main *')].map(e => e.closest('.nst-samples')"
                          " || e.closest('.nst-aloud') ? 0 : e.getBoundingClientRect().right))")  # fmt: skip
     assert wide <= asked["viewport"]["width"]
+    left, right = page.evaluate(
+        "(({left, right}) => [left, right])(document.querySelector('main').getBoundingClientRect())"
+    )
+    assert left == pytest.approx(asked["viewport"]["width"] - right, abs=1)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = sum(map(int, re.findall(r"\d+", ground)[:3])) / 765
     assert bright < 0.2 if asked["color_scheme"] == "dark" else bright > 0.8
