@@ -1,7 +1,13 @@
 """Pieces of work side by side: order, threads, errors."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +23,11 @@ def _broken(item: int) -> int:
     if item == 1:
         raise ValueError(f"item {item} cannot be done")
     return item
+
+
+def _sleep(folder: Path, item: int) -> None:
+    (folder / f"{item} {os.getpid()}").touch()
+    time.sleep(3600)
 
 
 def test_results_come_in_order_from_processes_of_one_thread():
@@ -41,3 +52,32 @@ def test_an_error_of_a_piece_is_the_error_of_all():
         side_by_side(_broken, range(4), processes=2)
     with pytest.raises(ValueError, match="processes must be at least 1; got 0"):
         side_by_side(_broken, range(4), processes=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_pieces_stop_when_nobody_waits_for_them(how: signal.Signals, tmp_path: Path):
+    code = "import sys; from pathlib import Path; from functools import partial; import test_parallel as t; "
+    code += "t.side_by_side(partial(t._sleep, Path(sys.argv[1])), [0, 1], processes=2)"
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | here)
+    began = _until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.send_signal(how)
+    parent.wait()
+    assert began
+    pieces = [int(file.name.split()[1]) for file in tmp_path.iterdir()]
+    assert _until(lambda: not any(map(_runs, pieces)))
+
+
+def _runs(process: int) -> bool:
+    told = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False).stdout
+    # What has ended and was not asked for is a zombie.
+    return bool(told.strip()) and not told.startswith("Z")
+
+
+def _until(holds: Callable[[], bool]) -> bool:
+    """Wait for what need not be quick on a busy machine."""
+    for _ in range(1200):
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False

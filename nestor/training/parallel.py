@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +28,8 @@ def side_by_side(
     """Do a piece of work for each item, and give the results in the order of the items.
 
     Pieces run in processes of one thread each, which is also what lets other programs run beside them without holding
-    them up. Where there is an accelerator, a single core or a single item, they run here, one after the other.
+    them up; they stop when this process ends, however it ends. Where there is an accelerator, a single core or a single
+    item, they run here, one after the other.
 
     Args:
         work: a function of a module, or a `functools.partial` of one; it, the items and the results travel between
@@ -58,6 +61,14 @@ def side_by_side(
 
 
 def _alone() -> None:
-    """Keep to one thread, and leave the terminal to the process that counts the pieces."""
+    """Keep to one thread, leave the terminal to the process that counts the pieces, and end when it ends."""
     torch.set_num_threads(1)
+    threading.Thread(target=_follow, daemon=True).start()
     sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+
+def _follow() -> None:
+    """Ask this process to stop, as a user would, once nobody waits for what it finds."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
