@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NESTS, small
 
@@ -128,7 +128,7 @@ def area(way, points):
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=10, max_size=10))
 def test_no_way_has_less_area_than_the_one_found(values):
     points = dict(zip(mixtures(3, 3), values, strict=True))
