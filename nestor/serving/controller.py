@@ -20,8 +20,9 @@ STAY, RISE = 0.95, 0.85
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
-# How much of the target is planned with; it follows the latencies that were seen.
-LEAST_MARGIN, MOST_MARGIN = 0.5, 0.92
+# How much of the target is planned with; it follows the latencies that were seen, which end before the answer is sent:
+# 95 of 100 of them shall be below this share of the target.
+LEAST_MARGIN, MOST_MARGIN, AIM = 0.5, 0.92, 0.95
 SEEN, RECENT = 20, 400
 
 
@@ -108,10 +109,13 @@ class Controller:
             self._since = now
 
     def size(self, budget: float) -> int:
-        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next."""
-        half = self.policy.target * self.margin / 2
-        short = [rows for rows in self.times.sizes if self.times.high(budget, rows) <= half]
-        return min(short or self.times.sizes[:1], key=lambda rows: (self.times.mean(budget, rows) / rows, rows))
+        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next.
+
+        The margin has no say in it: smaller batches serve fewer a second, so that a queue that is late would grow.
+        """
+        times, target = self.times, self.policy.target
+        short = [rows for rows in times.steps if times.mean(budget, rows) + times.high(budget, rows) <= target]
+        return min(short or times.steps[:1], key=lambda rows: (times.mean(budget, rows) / rows, rows))
 
     def answered(self, now: float, shares: Iterable[float]) -> None:
         """Take note of latencies, as shares of what was promised, and plan more or less carefully from then on."""
@@ -120,7 +124,7 @@ class Controller:
             return
         self._judged = now
         late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
-        if late > 1:
+        if late > AIM:
             self.margin = max(LEAST_MARGIN, 0.95 * self.margin)
             # What was late is paid for once.
             self._seen.clear()
@@ -143,27 +147,29 @@ class Controller:
     def _size(self, level: int, slacks: Sequence[float], rate: float, busy: float) -> int:
         """The size that empties the queue soonest among those that keep the promise at a level; 0 if there is none."""
         budget, best, soonest = self.times.budgets[level], 0, math.inf
-        for size in self.times.sizes:
-            seconds = self.times.mean(budget, size)
-            if rate * seconds > busy * size:
+        for size in self.times.steps:
+            if rate * self.times.mean(budget, size) > busy * size:
                 continue
-            full, rest = divmod(len(slacks), size)
-            drain = full * seconds + (self.times.mean(budget, rest) if rest else 0.0)
+            drain = self.times.drain(budget, len(slacks), size)
             if drain < soonest * (1 - 1e-9) and self._keeps(budget, size, slacks, rate):
                 best, soonest = size, drain
         return best
 
     def _keeps(self, budget: float, size: int, slacks: Sequence[float], rate: float) -> bool:
         rows = len(slacks)
-        seconds = self.times.high(budget, max(1, min(size, rows)))
         # Who cannot be saved is no reason to hurry; those who come after are looked at all the same.
         hopeless = bisect_left(slacks, self.times.mean(self.times.budgets[0], 1))
-        for turn, first in enumerate(range(0, rows, size)):
+        for first in range(0, rows, size):
+            last = min(first + size, rows)
             # Slacks ascend, so that the first of a batch is the one that can wait least.
             tightest = max(first, hopeless)
-            if tightest < min(first + size, rows) and slacks[tightest] < (turn + 1) * seconds:
+            if tightest < last and slacks[tightest] < self._ends(budget, first, last - first, size):
                 return False
         # Of those who come while the queue is emptied, the first wait too long if one more batch ends too late.
-        drain, target = -(-rows // size) * seconds, self.policy.target * self.margin
-        late = rate * min(max(drain + seconds - target, 0.0), drain)
+        drain, target = self.times.drain(budget, rows, size), self.policy.target * self.margin
+        late = rate * min(max(self._ends(budget, rows, max(1, min(size, rows)), size) - target, 0.0), drain)
         return late <= LATE * (rows + rate * drain)
+
+    def _ends(self, budget: float, before: int, rows: int, size: int) -> float:
+        """Seconds within which a batch behind some rows has nearly always ended. That all take long at once is rare."""
+        return self.times.drain(budget, before, size) + self.times.high(budget, rows)

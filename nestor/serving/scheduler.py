@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from nestor.serving.order import RefusedError
 from nestor.serving.queue import Queue
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nestor.serving.controller import Policy
     from nestor.serving.order import Order
     from nestor.serving.times import Times
@@ -180,7 +183,8 @@ class Scheduler:
                 return _restarting(wait)
         elif self._busy_until is None and not len(self.queue):
             return []
-        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now)
+        ahead = self._ahead(order.priority)
+        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now, ahead)
         refused = RefusedError(
             "overloaded",
             f"too much traffic: {self.queue.rows} pictures wait already. Ask again in a moment."
@@ -193,7 +197,7 @@ class Scheduler:
         beside = self.queue.beside(order)
         others = chain(self.queue.below(order), beside)
         # Late beyond all that waits beside it: whoever left, it would be too late.
-        if late - self._ahead(order.priority, order.priority) > 0:
+        if self._late(order, now, self._ahead(order.priority - 1)) > 0:
             return refused
         while room < 0 or late > 0:
             victim = next(beside if late > 0 else others, None)
@@ -202,24 +206,31 @@ class Scheduler:
             gone.append(victim)
             room += victim.rows
             if victim.priority == order.priority:
-                late -= self._cost(victim)
+                ahead[self._least(victim)] -= victim.rows
+                late = self._late(order, now, ahead)
         return gone
 
-    def _late(self, order: Order, now: float) -> float:
-        """Seconds by which an order would miss what it was promised if all ahead of it ran at their least."""
-        ahead = self._ahead(0, order.priority)
-        ahead += self._busy(now) + self._stall(now)
-        own = self.times.high(self.admissible(order, 0.0), order.rows)
-        return now + ahead + own - order.arrived - self.controller.margin * order.within(self.policy.target)
+    def _late(self, order: Order, now: float, ahead: Mapping[float, int]) -> float:
+        """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least.
 
-    def _ahead(self, first: int, last: int) -> float:
-        """Seconds that those of some priorities who wait take of the server at least."""
-        return sum(
-            rows * self.times.least(budget)
-            for priority, kinds in self.queue.kinds.items()
-            if first <= priority <= last
-            for budget, rows in kinds.items()
+        The margin is all that is kept in hand: it is learned from latencies, which hold whatever makes a batch slow.
+        """
+        rows, own = sum(ahead.values()) + order.rows, self.admissible(order, 0.0)
+        # As if the whole queue were of one kind, then of the other, for the share that each has of it.
+        drain = sum(
+            count / rows * self.times.drain(budget, rows, self.controller.size(budget))
+            for budget, count in (Counter({own: order.rows}) + Counter(ahead)).items()
         )
+        begin = now + self._busy(now) + self._stall(now)
+        return begin + drain - order.arrived - self.controller.margin * order.within(self.policy.target)
+
+    def _ahead(self, last: int) -> Counter[float]:
+        """How many rows wait down to a priority, by their least budget."""
+        found: Counter[float] = Counter()
+        for priority, kinds in self.queue.kinds.items():
+            if priority <= last:
+                found.update(kinds)
+        return found
 
     def _busy(self, now: float) -> float:
         """Seconds until the batch that runs has ended; what it has taken beyond that it may take once more."""
