@@ -259,9 +259,12 @@ def test_latencies_above_the_promise_make_the_plan_more_careful_and_it_recovers(
     for step in range(10):
         controller.answered(step, [1.3] * 30)
     assert controller.margin < 0.7 * before
-    for step in range(10, 200):
+    for step in range(10, 300):
         controller.answered(step, [0.5] * 30)
-    assert controller.margin == before
+    assert controller.margin > before
+    # Whoever named a deadline gains nothing by an answer after it.
+    assert controller.planned(Order(number=0, arrived=0.0)) > TARGET
+    assert controller.planned(Order(number=0, arrived=0.0, deadline=0.05)) == 0.05
 
 
 def test_a_sudden_rise_is_believed_soon_and_chance_is_not():

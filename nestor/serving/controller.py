@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nestor.serving.order import Order
     from nestor.serving.times import Times
 
 # Share of answers that may be late by plan. The promise allows twice as many; the rest is for what no plan foresees.
@@ -20,9 +21,11 @@ STAY, RISE = 0.95, 0.85
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
-# How much of the target is planned with; it follows the latencies that were seen, which end before the answer is sent:
-# 95 of 100 of them shall be below this share of the target.
-LEAST_MARGIN, MOST_MARGIN, AIM = 0.5, 0.92, 0.95
+# Share of the target that is planned with. It follows the latencies that were seen: it falls when 5 of 100 are above the
+# first of these shares of what was promised, which leaves the rest for sending the answer, and rises when fewer are above
+# the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
+LEAST_MARGIN, MOST_MARGIN = 0.5, 1.4
+HURRY, CALM = 0.9, 0.85
 SEEN, RECENT = 20, 400
 
 
@@ -61,7 +64,7 @@ class Controller:
     def __init__(self, policy: Policy, times: Times):
         self.policy, self.times = policy, times
         self.level = len(times.budgets) - 1
-        self.margin = MOST_MARGIN
+        self.margin = 1.0
         self._since: float | None = None
         self._rate = self._brief = 0.0
         self._last, self._glance = -math.inf, min(BRIEF * policy.target, MEMORY / 4)
@@ -87,12 +90,18 @@ class Controller:
         # The last row alone counts for 1 / glance; of rows that come at random the estimate varies by rate / 2 glance.
         return brief if brief - rate > 1 / self._glance + RARE * math.sqrt(rate / (2 * self._glance)) else rate
 
+    def planned(self, order: Order) -> float:
+        """Seconds after its arrival by which an order shall be answered; whoever named a deadline is never let wait longer."""
+        if order.deadline is None:
+            return self.margin * self.policy.target
+        return min(self.margin, 1.0) * order.deadline
+
     def decide(self, now: float, slacks: Sequence[float]) -> tuple[float, int]:
         """Budget and size of the next batch.
 
         Args:
             now: seconds.
-            slacks: seconds left for each row that waits, ascending; `margin` is taken off already.
+            slacks: seconds left for each row that waits until it is `planned` to be answered, ascending.
         """
         rate, reached = self.rate(now), self.level
         while reached >= 0 and not self._size(reached, slacks, rate, STAY):
@@ -124,11 +133,11 @@ class Controller:
             return
         self._judged = now
         late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
-        if late > AIM:
-            self.margin = max(LEAST_MARGIN, 0.95 * self.margin)
+        if late > HURRY:
+            self.margin = max(LEAST_MARGIN, 0.9 * self.margin)
             # What was late is paid for once.
             self._seen.clear()
-        elif late < 0.9:
+        elif late < CALM:
             self.margin = min(MOST_MARGIN, self.margin + 0.005)
 
     def _rise(self, now: float, slacks: Sequence[float], rate: float) -> None:
@@ -156,20 +165,16 @@ class Controller:
         return best
 
     def _keeps(self, budget: float, size: int, slacks: Sequence[float], rate: float) -> bool:
-        rows = len(slacks)
+        times, rows = self.times, len(slacks)
         # Who cannot be saved is no reason to hurry; those who come after are looked at all the same.
-        hopeless = bisect_left(slacks, self.times.mean(self.times.budgets[0], 1))
+        hopeless = bisect_left(slacks, times.mean(times.budgets[0], 1))
         for first in range(0, rows, size):
             last = min(first + size, rows)
             # Slacks ascend, so that the first of a batch is the one that can wait least.
             tightest = max(first, hopeless)
-            if tightest < last and slacks[tightest] < self._ends(budget, first, last - first, size):
+            if tightest < last and slacks[tightest] < times.by(budget, last, size):
                 return False
         # Of those who come while the queue is emptied, the first wait too long if one more batch ends too late.
-        drain, target = self.times.drain(budget, rows, size), self.policy.target * self.margin
-        late = rate * min(max(self._ends(budget, rows, max(1, min(size, rows)), size) - target, 0.0), drain)
+        drain, target = times.drain(budget, rows, size), self.policy.target * self.margin
+        late = rate * min(max(drain + times.high(budget, max(1, min(size, rows))) - target, 0.0), drain)
         return late <= LATE * (rows + rate * drain)
-
-    def _ends(self, budget: float, before: int, rows: int, size: int) -> float:
-        """Seconds within which a batch behind some rows has nearly always ended. That all take long at once is rare."""
-        return self.times.drain(budget, before, size) + self.times.high(budget, rows)

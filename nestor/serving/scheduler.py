@@ -98,11 +98,8 @@ class Scheduler:
         head = self.queue.head()
         if head is None:
             return None, refused
-        margin = self.controller.margin
         slacks = sorted(
-            order.arrived + margin * order.within(self.policy.target) - now
-            for order in self.queue
-            for _ in range(order.rows)
+            order.arrived + self.controller.planned(order) - now for order in self.queue for _ in range(order.rows)
         )
         level, size = self.controller.decide(now, slacks)
         budget = self.admissible(head, level)
@@ -211,18 +208,15 @@ class Scheduler:
         return gone
 
     def _late(self, order: Order, now: float, ahead: Mapping[float, int]) -> float:
-        """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least.
-
-        The margin is all that is kept in hand: it is learned from latencies, which hold whatever makes a batch slow.
-        """
+        """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least."""
         rows, own = sum(ahead.values()) + order.rows, self.admissible(order, 0.0)
         # As if the whole queue were of one kind, then of the other, for the share that each has of it.
         drain = sum(
-            count / rows * self.times.drain(budget, rows, self.controller.size(budget))
+            count / rows * self.times.by(budget, rows, self.controller.size(budget))
             for budget, count in (Counter({own: order.rows}) + Counter(ahead)).items()
         )
         begin = now + self._busy(now) + self._stall(now)
-        return begin + drain - order.arrived - self.controller.margin * order.within(self.policy.target)
+        return begin + drain - order.arrived - self.controller.planned(order)
 
     def _ahead(self, last: int) -> Counter[float]:
         """How many rows wait down to a priority, by their least budget."""

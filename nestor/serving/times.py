@@ -58,6 +58,11 @@ class Times:
         full, rest = divmod(rows, size)
         return (full * self.mean(budget, size) if full else 0.0) + (self.mean(budget, rest) if rest else 0.0)
 
+    def by(self, budget: float, rows: int, size: int) -> float:
+        """Seconds that so many rows in batches of a size seldom exceed: that all of them take long at once is rarer yet."""
+        last = (rows - 1) % size + 1
+        return self.drain(budget, rows - last, size) + self.high(budget, last)
+
     @property
     def longest(self) -> float:
         """Expected seconds of the slowest batch that was measured."""
