@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 LATE = 0.025
 # Share of the server's time that the traffic may take at a budget: for staying there, and for going up to it.
 STAY, RISE = 0.95, 0.85
+# Share of the target that two batches may fill, one of which takes long: the rest is for rows that come unevenly.
+PAIR = 0.75
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
 # Share of the target that is planned with. It follows the latencies that were seen: it falls when 5 of 100 are above the
 # first of these shares of what was promised, which leaves the rest for sending the answer, and rises when fewer are above
 # the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
-LEAST_MARGIN, MOST_MARGIN = 0.5, 1.4
-HURRY, CALM = 0.9, 0.85
+LEAST_MARGIN, MOST_MARGIN = 0.5, 1.25
+HURRY, CALM = 0.9, 0.8
+# By which factor it falls, and by how much it rises in a second.
+FALL, EASE = 0.9, 0.06
 SEEN, RECENT = 20, 400
 
 
@@ -69,7 +73,7 @@ class Controller:
         self._rate = self._brief = 0.0
         self._last, self._glance = -math.inf, min(BRIEF * policy.target, MEMORY / 4)
         self._seen: deque[float] = deque(maxlen=RECENT)
-        self._judged = -math.inf
+        self._judged = self._fell = -math.inf
 
     @property
     def budget(self) -> float:
@@ -120,25 +124,39 @@ class Controller:
     def size(self, budget: float) -> int:
         """The size of batch that serves most at a budget while a request can wait for one batch and be in the next.
 
-        The margin has no say in it: smaller batches serve fewer a second, so that a queue that is late would grow.
+        The margin has no say in it: smaller batches serve fewer a second, and a queue that is late would grow.
         """
         times, target = self.times, self.policy.target
-        short = [rows for rows in times.steps if times.mean(budget, rows) + times.high(budget, rows) <= target]
+        short = [rows for rows in times.steps if times.mean(budget, rows) + times.high(budget, rows) <= PAIR * target]
         return min(short or times.steps[:1], key=lambda rows: (times.mean(budget, rows) / rows, rows))
 
-    def answered(self, now: float, shares: Iterable[float]) -> None:
-        """Take note of latencies, as shares of what was promised, and plan more or less carefully from then on."""
-        self._seen.extend(shares)
-        if len(self._seen) < SEEN or now - self._judged < self.policy.target:
+    def ends(self, budget: float, rows: int, now: float, wait: float) -> float:
+        """Expected seconds until so many rows are answered, if the first batch of them begins after `wait`.
+
+        The last batch of them is filled by who comes meanwhile. Nothing is added for batches that take long: the margin
+        was learned from them.
+        """
+        size = self.size(budget)
+        last = (rows - 1) % size + 1
+        wait += self.times.drain(budget, rows - last, size)
+        return wait + self.times.mean(budget, min(size, last + math.floor(self.rate(now) * wait)))
+
+    def answered(self, now: float, orders: Iterable[Order]) -> None:
+        """Take note of how late orders are answered, and plan more or less carefully from then on."""
+        target = self.policy.target
+        # Whoever came before the last time that plans became more careful says nothing of how they are now.
+        self._seen.extend((now - each.arrived) / each.within(target) for each in orders if each.arrived >= self._fell)
+        if len(self._seen) < SEEN or now - self._judged < target:
             return
-        self._judged = now
+        gone, self._judged = min(now - self._judged, 1.0), now
         late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
         if late > HURRY:
-            self.margin = max(LEAST_MARGIN, 0.9 * self.margin)
+            self.margin = max(LEAST_MARGIN, FALL * self.margin)
             # What was late is paid for once.
+            self._fell = now
             self._seen.clear()
         elif late < CALM:
-            self.margin = min(MOST_MARGIN, self.margin + 0.005)
+            self.margin = min(MOST_MARGIN, self.margin + EASE * gone)
 
     def _rise(self, now: float, slacks: Sequence[float], rate: float) -> None:
         top = self.level

@@ -115,8 +115,7 @@ class Scheduler:
         self._busy_until = None
         if answered:
             self.times.learn(batch.budget, batch.rows, now - batch.started)
-            shares = ((now - order.arrived) / order.within(self.policy.target) for order in batch.orders)
-            self.controller.answered(now, shares)
+            self.controller.answered(now, batch.orders)
         if not len(self.queue):
             self.controller.idle(now)
 
@@ -209,14 +208,15 @@ class Scheduler:
 
     def _late(self, order: Order, now: float, ahead: Mapping[float, int]) -> float:
         """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least."""
-        rows, own = sum(ahead.values()) + order.rows, self.admissible(order, 0.0)
-        # As if the whole queue were of one kind, then of the other, for the share that each has of it.
-        drain = sum(
-            count / rows * self.times.by(budget, rows, self.controller.size(budget))
-            for budget, count in (Counter({own: order.rows}) + Counter(ahead)).items()
+        rows, own, wait = (
+            sum(ahead.values()) + order.rows,
+            self.admissible(order, 0.0),
+            self._busy(now) + self._stall(now),
         )
-        begin = now + self._busy(now) + self._stall(now)
-        return begin + drain - order.arrived - self.controller.planned(order)
+        # As if the whole queue were of one kind, then of the other, for the share that each has of it.
+        kinds = Counter({own: order.rows}) + Counter(ahead)
+        ends = sum(count / rows * self.controller.ends(budget, rows, now, wait) for budget, count in kinds.items())
+        return now + ends - order.arrived - self.controller.planned(order)
 
     def _ahead(self, last: int) -> Counter[float]:
         """How many rows wait down to a priority, by their least budget."""
