@@ -23,9 +23,9 @@ PAIR = 0.75
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
-# Share of the target that is planned with. It follows the latencies that were seen: it falls when 5 of 100 are above the
-# first of these shares of what was promised, which leaves the rest for sending the answer, and rises when fewer are above
-# the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
+# Share of the target that is planned with. It follows the latencies that were seen: it falls when 5 of 100 are above
+# the first of these shares of what was promised, which leaves the rest for sending the answer, and rises when fewer are
+# above the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
 LEAST_MARGIN, MOST_MARGIN = 0.5, 1.25
 HURRY, CALM = 0.9, 0.8
 # By which factor it falls, and by how much it rises in a second.
@@ -95,7 +95,7 @@ class Controller:
         return brief if brief - rate > 1 / self._glance + RARE * math.sqrt(rate / (2 * self._glance)) else rate
 
     def planned(self, order: Order) -> float:
-        """Seconds after its arrival by which an order shall be answered; whoever named a deadline is never let wait longer."""
+        """Seconds after its arrival by which an order shall be answered; a deadline that it named is never exceeded."""
         if order.deadline is None:
             return self.margin * self.policy.target
         return min(self.margin, 1.0) * order.deadline

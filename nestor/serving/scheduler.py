@@ -208,11 +208,8 @@ class Scheduler:
 
     def _late(self, order: Order, now: float, ahead: Mapping[float, int]) -> float:
         """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least."""
-        rows, own, wait = (
-            sum(ahead.values()) + order.rows,
-            self.admissible(order, 0.0),
-            self._busy(now) + self._stall(now),
-        )
+        rows, own = sum(ahead.values()) + order.rows, self.admissible(order, 0.0)
+        wait = self._busy(now) + self._stall(now)
         # As if the whole queue were of one kind, then of the other, for the share that each has of it.
         kinds = Counter({own: order.rows}) + Counter(ahead)
         ends = sum(count / rows * self.controller.ends(budget, rows, now, wait) for budget, count in kinds.items())

@@ -59,7 +59,7 @@ class Times:
         return (full * self.mean(budget, size) if full else 0.0) + (self.mean(budget, rest) if rest else 0.0)
 
     def by(self, budget: float, rows: int, size: int) -> float:
-        """Seconds that so many rows in batches of a size seldom exceed: that all of them take long at once is rarer yet."""
+        """Seconds that so many rows in batches of a size seldom exceed; that all take long at once is rarer yet."""
         last = (rows - 1) % size + 1
         return self.drain(budget, rows - last, size) + self.high(budget, last)
 
