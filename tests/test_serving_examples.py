@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typer.main import get_command
 from nestor.cli import app
 from nestor.cli.parse import seconds
 from nestor.serving.guard import Limits
+from nestor.serving.ray import Settings
 from nestor.serving.remote import DYING
 from nestor.serving.server import Server
 
@@ -189,6 +191,38 @@ def test_the_container_asks_the_server_whether_it_lives():
     server.handle_exit(signal.SIGTERM, None)
     thread.join(WAIT)
     assert subprocess.run(command, timeout=WAIT, capture_output=True).returncode != 0
+
+
+def test_every_command_of_the_text_is_one_that_is_understood():
+    """Those of the how-to page are run, by `test_examples`."""
+    fences = re.findall(r"^```\w*\n(.*?)^```$", (EXAMPLES / "serving.md").read_text(), re.M | re.S)
+    container = re.sub(r" \\\n#", "", (EXAMPLES / "Containerfile").read_text())
+    lines = [line for fence in fences for line in fence.splitlines() if re.match(r"[a-z]+ .*[^{]$", line)]
+    lines += re.findall(r"^#   (podman .*)", container, re.M)
+    understood = [known(shlex.split(line)) for line in lines]
+    assert sorted(understood) == ["curl", "nestor", "pip", "pip", "podman", "podman", "serve"]
+
+
+def known(words: list[str]) -> str:
+    """The program of a command, all of which was understood."""
+    match words:
+        case ["nestor", "serve", *more]:
+            options(more)
+        case ["curl", "-H", _, "--data-binary", _, address]:
+            assert re.fullmatch(r"http://127\.0\.0\.1:8000/predict\?top=\d+", address)
+        case ["pip", "install", what]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert set(re.findall(r"\w+", what)) - {"nestor"} <= extras.keys()
+        case ["serve", "run", "nestor.serving.ray:app", *more]:
+            Settings(**dict(each.split("=") for each in more))  # pyright: ignore[reportArgumentType]
+        case ["podman", "build", *more]:
+            assert (ROOT / more[more.index("-f") + 1]).exists()
+        case ["podman", "run", *more]:
+            found = options(more[more.index("nestor") + 1 :])
+            assert f"127.0.0.1:{found['port']}:{found['port']}" in more
+        case _:
+            raise AssertionError(f"nobody knows whether this works: {shlex.join(words)}")
+    return words[0]
 
 
 def test_the_proxy_and_the_text_say_what_the_server_does():
