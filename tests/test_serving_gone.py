@@ -125,6 +125,7 @@ def test_a_network_that_hangs_keeps_no_server_from_stopping(monkeypatch: pytest.
     thread.join(WAIT)
     assert not thread.is_alive()
     connection.close()
-    served.gate.set()
     # The requests had all of it.
     assert given == [0.0]
+    served.gate.set()
+    assert server.engine.drain(WAIT)
