@@ -354,7 +354,7 @@ def test_a_body_that_takes_too_long_or_breaks_off():
         place = Room(requests=1, size=1, refused=lambda kind: None).enter()
         return await read(Request(scope, receive), Limits(seconds=0.001), place)
 
-    for receive, status in ((never, 408), (gone, 400)):
+    for receive, status in ((never, 408), (gone, 499)):
         with pytest.raises(RequestError) as error:
             anyio.run(body, receive)
         assert error.value.status == status

@@ -253,15 +253,27 @@ def test_who_cannot_be_saved_does_not_cost_the_others_their_quality():
     assert controller.decide(0.0, [-5.0, 0.07])[0] == 1.0
 
 
+def answers(now: float, share: float) -> list[Order]:
+    """Orders that are answered now, after so large a share of what was promised."""
+    return [Order(number=number, arrived=now - share * TARGET) for number in range(30)]
+
+
 def test_latencies_above_the_promise_make_the_plan_more_careful_and_it_recovers():
     controller = Controller(Policy(), table())
     before = controller.margin
     for step in range(10):
-        controller.answered(step, [1.3] * 30)
+        controller.answered(step, answers(step, 1.3))
     assert controller.margin < 0.7 * before
-    for step in range(10, 200):
-        controller.answered(step, [0.5] * 30)
-    assert controller.margin == before
+    for step in range(10, 300):
+        controller.answered(step, answers(step, 0.5))
+    assert controller.margin > before
+    # Who came before plans changed says nothing of them.
+    for _ in range(10):
+        controller.answered(301, answers(300, 1.3))
+    assert controller.margin > 0.8 * before
+    # Whoever named a deadline gains nothing by an answer after it.
+    assert controller.planned(Order(number=0, arrived=0.0)) > TARGET
+    assert controller.planned(Order(number=0, arrived=0.0, deadline=0.05)) == 0.05
 
 
 def test_a_sudden_rise_is_believed_soon_and_chance_is_not():

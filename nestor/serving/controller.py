@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nestor.serving.order import Order
     from nestor.serving.times import Times
 
 # Share of answers that may be late by plan. The promise allows twice as many; the rest is for what no plan foresees.
 LATE = 0.025
 # Share of the server's time that the traffic may take at a budget: for staying there, and for going up to it.
 STAY, RISE = 0.95, 0.85
+# Share of the target that two batches may fill, one of which takes long: the rest is for rows that come unevenly.
+PAIR = 0.75
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
-# How much of the target is planned with; it follows the latencies that were seen.
-LEAST_MARGIN, MOST_MARGIN = 0.5, 0.92
+# Share of the target that is planned with. It follows the latencies that were seen: it falls when 5 of 100 are above
+# the first of these shares of what was promised, which leaves the rest for sending the answer, and rises when fewer are
+# above the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
+LEAST_MARGIN, MOST_MARGIN = 0.5, 1.25
+HURRY, CALM = 0.9, 0.8
+# By which factor it falls, and by how much it rises in a second.
+FALL, EASE = 0.9, 0.06
 SEEN, RECENT = 20, 400
 
 
@@ -60,12 +68,12 @@ class Controller:
     def __init__(self, policy: Policy, times: Times):
         self.policy, self.times = policy, times
         self.level = len(times.budgets) - 1
-        self.margin = MOST_MARGIN
+        self.margin = 1.0
         self._since: float | None = None
         self._rate = self._brief = 0.0
         self._last, self._glance = -math.inf, min(BRIEF * policy.target, MEMORY / 4)
         self._seen: deque[float] = deque(maxlen=RECENT)
-        self._judged = -math.inf
+        self._judged = self._fell = -math.inf
 
     @property
     def budget(self) -> float:
@@ -86,12 +94,18 @@ class Controller:
         # The last row alone counts for 1 / glance; of rows that come at random the estimate varies by rate / 2 glance.
         return brief if brief - rate > 1 / self._glance + RARE * math.sqrt(rate / (2 * self._glance)) else rate
 
+    def planned(self, order: Order) -> float:
+        """Seconds after its arrival by which an order shall be answered; a deadline that it named is never exceeded."""
+        if order.deadline is None:
+            return self.margin * self.policy.target
+        return min(self.margin, 1.0) * order.deadline
+
     def decide(self, now: float, slacks: Sequence[float]) -> tuple[float, int]:
         """Budget and size of the next batch.
 
         Args:
             now: seconds.
-            slacks: seconds left for each row that waits, ascending; `margin` is taken off already.
+            slacks: seconds left for each row that waits until it is `planned` to be answered, ascending.
         """
         rate, reached = self.rate(now), self.level
         while reached >= 0 and not self._size(reached, slacks, rate, STAY):
@@ -108,24 +122,41 @@ class Controller:
             self._since = now
 
     def size(self, budget: float) -> int:
-        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next."""
-        half = self.policy.target * self.margin / 2
-        short = [rows for rows in self.times.sizes if self.times.high(budget, rows) <= half]
-        return min(short or self.times.sizes[:1], key=lambda rows: (self.times.mean(budget, rows) / rows, rows))
+        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next.
 
-    def answered(self, now: float, shares: Iterable[float]) -> None:
-        """Take note of latencies, as shares of what was promised, and plan more or less carefully from then on."""
-        self._seen.extend(shares)
-        if len(self._seen) < SEEN or now - self._judged < self.policy.target:
+        The margin has no say in it: smaller batches serve fewer a second, and a queue that is late would grow.
+        """
+        times, target = self.times, self.policy.target
+        short = [rows for rows in times.steps if times.mean(budget, rows) + times.high(budget, rows) <= PAIR * target]
+        return min(short or times.steps[:1], key=lambda rows: (times.mean(budget, rows) / rows, rows))
+
+    def ends(self, budget: float, rows: int, now: float, wait: float) -> float:
+        """Expected seconds until so many rows are answered, if the first batch of them begins after `wait`.
+
+        The last batch of them is filled by who comes meanwhile. Nothing is added for batches that take long: the margin
+        was learned from them.
+        """
+        size = self.size(budget)
+        last = (rows - 1) % size + 1
+        wait += self.times.drain(budget, rows - last, size)
+        return wait + self.times.mean(budget, min(size, last + math.floor(self.rate(now) * wait)))
+
+    def answered(self, now: float, orders: Iterable[Order]) -> None:
+        """Take note of how late orders are answered, and plan more or less carefully from then on."""
+        target = self.policy.target
+        # Whoever came before the last time that plans became more careful says nothing of how they are now.
+        self._seen.extend((now - each.arrived) / each.within(target) for each in orders if each.arrived >= self._fell)
+        if len(self._seen) < SEEN or now - self._judged < target:
             return
-        self._judged = now
+        gone, self._judged = min(now - self._judged, 1.0), now
         late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
-        if late > 1:
-            self.margin = max(LEAST_MARGIN, 0.95 * self.margin)
+        if late > HURRY:
+            self.margin = max(LEAST_MARGIN, FALL * self.margin)
             # What was late is paid for once.
+            self._fell = now
             self._seen.clear()
-        elif late < 0.9:
-            self.margin = min(MOST_MARGIN, self.margin + 0.005)
+        elif late < CALM:
+            self.margin = min(MOST_MARGIN, self.margin + EASE * gone)
 
     def _rise(self, now: float, slacks: Sequence[float], rate: float) -> None:
         top = self.level
@@ -143,27 +174,25 @@ class Controller:
     def _size(self, level: int, slacks: Sequence[float], rate: float, busy: float) -> int:
         """The size that empties the queue soonest among those that keep the promise at a level; 0 if there is none."""
         budget, best, soonest = self.times.budgets[level], 0, math.inf
-        for size in self.times.sizes:
-            seconds = self.times.mean(budget, size)
-            if rate * seconds > busy * size:
+        for size in self.times.steps:
+            if rate * self.times.mean(budget, size) > busy * size:
                 continue
-            full, rest = divmod(len(slacks), size)
-            drain = full * seconds + (self.times.mean(budget, rest) if rest else 0.0)
+            drain = self.times.drain(budget, len(slacks), size)
             if drain < soonest * (1 - 1e-9) and self._keeps(budget, size, slacks, rate):
                 best, soonest = size, drain
         return best
 
     def _keeps(self, budget: float, size: int, slacks: Sequence[float], rate: float) -> bool:
-        rows = len(slacks)
-        seconds = self.times.high(budget, max(1, min(size, rows)))
+        times, rows = self.times, len(slacks)
         # Who cannot be saved is no reason to hurry; those who come after are looked at all the same.
-        hopeless = bisect_left(slacks, self.times.mean(self.times.budgets[0], 1))
-        for turn, first in enumerate(range(0, rows, size)):
+        hopeless = bisect_left(slacks, times.mean(times.budgets[0], 1))
+        for first in range(0, rows, size):
+            last = min(first + size, rows)
             # Slacks ascend, so that the first of a batch is the one that can wait least.
             tightest = max(first, hopeless)
-            if tightest < min(first + size, rows) and slacks[tightest] < (turn + 1) * seconds:
+            if tightest < last and slacks[tightest] < times.by(budget, last, size):
                 return False
         # Of those who come while the queue is emptied, the first wait too long if one more batch ends too late.
-        drain, target = -(-rows // size) * seconds, self.policy.target * self.margin
-        late = rate * min(max(drain + seconds - target, 0.0), drain)
+        drain, target = times.drain(budget, rows, size), self.policy.target * self.margin
+        late = rate * min(max(drain + times.high(budget, max(1, min(size, rows))) - target, 0.0), drain)
         return late <= LATE * (rows + rate * drain)

@@ -34,8 +34,9 @@ _log = logging.getLogger("nestor.serving")
 # Seconds between two looks at whether a network is still there while nobody asks, and the pauses between two tries to
 # bring it back.
 LOOK, PAUSE, LONGEST = 0.25, 0.5, 30.0
-# How many times as long as the slowest batch that was measured a network is waited for before it is given up.
-HUNG = 20.0
+# How many times as long as the slowest batch that was measured a network is waited for before it is given up, and for
+# how many seconds at least.
+HUNG, PATIENCE = 20.0, 5.0
 
 
 class Engine:
@@ -246,8 +247,7 @@ class Engine:
                 f"{served.budgets[0]:g}, {1e3 * least:.0f} ms. Raise the target, or add a smaller budget."
             )
         if isinstance(served, Perishable):
-            # Whoever is in a batch that lasts longer has given up already.
-            served.patience = max(self.policy.patience, HUNG * times.longest)
+            served.patience = max(PATIENCE, HUNG * times.longest)
         return times
 
     def _running(self) -> Scheduler:

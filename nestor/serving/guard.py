@@ -43,6 +43,8 @@ STATUS = {
     "restarting": 503,
     "not_finite": 500,
 }
+# What is noted of who closed the connection and reads no answer, as nginx does.
+LEFT = 499
 _NAMES = {
     400: "bad_request",
     401: "unauthorized",
@@ -52,6 +54,7 @@ _NAMES = {
     413: "too_large",
     415: "unsupported",
     422: "bad_request",
+    LEFT: "left",
 }
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -176,7 +179,7 @@ async def read(request: Request, limits: Limits, place: Place, *, json: bool = F
     except TimeoutError:
         raise RequestError(408, f"the body took longer than {limits.seconds:g} s to arrive.") from None
     except ClientDisconnect:
-        raise RequestError(400, "the client left before its request was complete.") from None
+        raise RequestError(LEFT, "the client left before its request was complete.") from None
     return body.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ from nestor import __version__
 from nestor.serving import forms, pictures, schemas, spans, tensors
 from nestor.serving.aside import Aside
 from nestor.serving.document import PICTURE, document, fails
+from nestor.serving.gone import unless_gone
 from nestor.serving.guard import Guard, Keys, Limits, RequestError, read, reply, too_much_json
 from nestor.serving.metrics import Metrics
 from nestor.serving.order import HIGH, RefusedError
@@ -53,14 +53,28 @@ _PREDICT: dict[str, Any] = {
 class Front:
     """The routes of one server.
 
-    Attributes:
-        leaving: set when the server is asked to stop: it is no longer ready, though whoever is in gets an answer.
+    Once it is asked to leave it is no longer ready, though whoever is in gets an answer.
     """
 
     def __init__(self, engine: Engine, *, name: str, limits: Limits, metrics: Metrics, decoders: int = 2):
         self.engine, self.name, self.limits, self.metrics = engine, name, limits, metrics
-        self.leaving = False
+        self._left: float | None = None
         self._aside = Aside(decoders, clock=engine.clock, refused=metrics.refused)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the server is asked to stop."""
+        return self._left is not None
+
+    def leave(self) -> None:
+        """Be asked to stop."""
+        if self._left is None:
+            self._left = self.engine.clock()
+
+    def remaining(self, patience: float) -> float:
+        """What is left of so many seconds from the moment that the server was asked to stop."""
+        gone = 0.0 if self._left is None else self.engine.clock() - self._left
+        return max(0.0, patience - gone)
 
     async def live(self) -> schemas.Live:
         """Whether the server runs."""
@@ -168,7 +182,8 @@ class Front:
         return order, images
 
     async def _answer(self, request: Request, order: Order, items: Tensor) -> Answer:
-        answer = await asyncio.wrap_future(self.engine.submit(order, items))
+        future = self.engine.submit(order, items)
+        answer = await unless_gone(request, future, lambda: self.engine.forget(order))
         request.state.trace.facts |= tensors.facts(answer)
         return answer
 
@@ -215,7 +230,7 @@ def application(
         limits: of one request.
         keys: who may ask; by default everybody.
         metrics: counted in; the engine's watch.
-        patience: seconds that draining may take.
+        patience: seconds from being asked to stop until whoever is in must be answered.
         failed: told why the engine could not start.
         tracer: makes a span of each request; by default what OpenTelemetry's own variables ask for.
     """
@@ -236,7 +251,8 @@ def application(
         # The server is live, though not ready, while it warms up.
         threading.Thread(target=start, name="nestor-start", daemon=True).start()
         yield
-        await anyio.to_thread.run_sync(engine.drain, patience)
+        # Those who wait for answers have had their part of it by now.
+        await anyio.to_thread.run_sync(engine.drain, front.remaining(patience))
 
     app = FastAPI(title="Nestor", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.front = front

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from nestor.serving.order import RefusedError
 from nestor.serving.queue import Queue
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nestor.serving.controller import Policy
     from nestor.serving.order import Order
     from nestor.serving.times import Times
@@ -95,11 +98,8 @@ class Scheduler:
         head = self.queue.head()
         if head is None:
             return None, refused
-        margin = self.controller.margin
         slacks = sorted(
-            order.arrived + margin * order.within(self.policy.target) - now
-            for order in self.queue
-            for _ in range(order.rows)
+            order.arrived + self.controller.planned(order) - now for order in self.queue for _ in range(order.rows)
         )
         level, size = self.controller.decide(now, slacks)
         budget = self.admissible(head, level)
@@ -115,8 +115,7 @@ class Scheduler:
         self._busy_until = None
         if answered:
             self.times.learn(batch.budget, batch.rows, now - batch.started)
-            shares = ((now - order.arrived) / order.within(self.policy.target) for order in batch.orders)
-            self.controller.answered(now, shares)
+            self.controller.answered(now, batch.orders)
         if not len(self.queue):
             self.controller.idle(now)
 
@@ -180,7 +179,8 @@ class Scheduler:
                 return _restarting(wait)
         elif self._busy_until is None and not len(self.queue):
             return []
-        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now)
+        ahead = self._ahead(order.priority)
+        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now, ahead)
         refused = RefusedError(
             "overloaded",
             f"too much traffic: {self.queue.rows} pictures wait already. Ask again in a moment."
@@ -193,7 +193,7 @@ class Scheduler:
         beside = self.queue.beside(order)
         others = chain(self.queue.below(order), beside)
         # Late beyond all that waits beside it: whoever left, it would be too late.
-        if late - self._ahead(order.priority, order.priority) > 0:
+        if self._late(order, now, self._ahead(order.priority - 1)) > 0:
             return refused
         while room < 0 or late > 0:
             victim = next(beside if late > 0 else others, None)
@@ -202,24 +202,26 @@ class Scheduler:
             gone.append(victim)
             room += victim.rows
             if victim.priority == order.priority:
-                late -= self._cost(victim)
+                ahead[self._least(victim)] -= victim.rows
+                late = self._late(order, now, ahead)
         return gone
 
-    def _late(self, order: Order, now: float) -> float:
-        """Seconds by which an order would miss what it was promised if all ahead of it ran at their least."""
-        ahead = self._ahead(0, order.priority)
-        ahead += self._busy(now) + self._stall(now)
-        own = self.times.high(self.admissible(order, 0.0), order.rows)
-        return now + ahead + own - order.arrived - self.controller.margin * order.within(self.policy.target)
+    def _late(self, order: Order, now: float, ahead: Mapping[float, int]) -> float:
+        """Seconds by which an order would miss what it was promised if it and all ahead of it ran at their least."""
+        rows, own = sum(ahead.values()) + order.rows, self.admissible(order, 0.0)
+        wait = self._busy(now) + self._stall(now)
+        # As if the whole queue were of one kind, then of the other, for the share that each has of it.
+        kinds = Counter({own: order.rows}) + Counter(ahead)
+        ends = sum(count / rows * self.controller.ends(budget, rows, now, wait) for budget, count in kinds.items())
+        return now + ends - order.arrived - self.controller.planned(order)
 
-    def _ahead(self, first: int, last: int) -> float:
-        """Seconds that those of some priorities who wait take of the server at least."""
-        return sum(
-            rows * self.times.least(budget)
-            for priority, kinds in self.queue.kinds.items()
-            if first <= priority <= last
-            for budget, rows in kinds.items()
-        )
+    def _ahead(self, last: int) -> Counter[float]:
+        """How many rows wait down to a priority, by their least budget."""
+        found: Counter[float] = Counter()
+        for priority, kinds in self.queue.kinds.items():
+            if priority <= last:
+                found.update(kinds)
+        return found
 
     def _busy(self, now: float) -> float:
         """Seconds until the batch that runs has ended; what it has taken beyond that it may take once more."""

@@ -46,7 +46,8 @@ class Server(uvicorn.Server):
         limits: of one request.
         keys: who may ask.
         connections: that may be open at once, idle ones too; more get a bare 503, without a word on when to come back.
-        patience: seconds that stopping may take.
+        patience: seconds from being told to stop until whoever is in must be answered; letting the network go takes up
+            to 10 more.
 
     Raises:
         OSError: the address is taken.
@@ -129,7 +130,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop, but answer first."""
-        self.front.leaving = True
+        self.front.leave()
         super().handle_exit(sig, frame)
 
     def _reload(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Times:
     def __init__(self, measured: Mapping[tuple[float, int], float]):
         self.budgets = tuple(sorted({budget for budget, _ in measured}))
         self.sizes = tuple(sorted({rows for _, rows in measured}))
+        # Steps finer than a factor of two, since a batch twice as large may be too late and half of it waste.
+        self.steps = tuple(sorted({*self.sizes, *((a + b) // 2 for a, b in pairwise(self.sizes))}))
         if not measured or len(measured) != len(self.budgets) * len(self.sizes):
             raise ValueError(f"service times need every budget at every size; got {sorted(measured)}.")
         if not all(0 < seconds < math.inf for seconds in measured.values()):
@@ -49,6 +52,16 @@ class Times:
     def high(self, budget: float, rows: int) -> float:
         """Seconds that few batches of so many rows exceed."""
         return self.mean(budget, rows) * math.exp(min(2 * self._spread, math.log(2)))
+
+    def drain(self, budget: float, rows: int, size: int) -> float:
+        """Expected seconds of so many rows in batches of a size, the last of which holds the rest."""
+        full, rest = divmod(rows, size)
+        return (full * self.mean(budget, size) if full else 0.0) + (self.mean(budget, rest) if rest else 0.0)
+
+    def by(self, budget: float, rows: int, size: int) -> float:
+        """Seconds that so many rows in batches of a size seldom exceed; that all take long at once is rarer yet."""
+        last = (rows - 1) % size + 1
+        return self.drain(budget, rows - last, size) + self.high(budget, last)
 
     @property
     def longest(self) -> float:
