@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nestor.training.interrupt import Deferred
 from nestor.training.parallel import side_by_side
 
 
@@ -28,6 +29,14 @@ def _broken(item: int) -> int:
 def _sleep(folder: Path, item: int) -> None:
     (folder / f"{item} {os.getpid()}").touch()
     time.sleep(3600)
+
+
+def _train(folder: Path, item: int) -> None:
+    with Deferred(print) as stop:
+        (folder / f"{item} {os.getpid()}").touch()
+        while not stop.asked:
+            time.sleep(0.1)
+    raise KeyboardInterrupt
 
 
 def test_results_come_in_order_from_processes_of_one_thread():
@@ -55,11 +64,12 @@ def test_an_error_of_a_piece_is_the_error_of_all():
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_pieces_stop_when_nobody_waits_for_them(how: signal.Signals, tmp_path: Path):
+@pytest.mark.parametrize("what", ["_sleep", "_train"])
+def test_pieces_stop_when_nobody_waits_for_them(what: str, how: signal.Signals, tmp_path: Path):
     code = "import sys; from pathlib import Path; from functools import partial; import test_parallel as t; "
-    code += "t.side_by_side(partial(t._sleep, Path(sys.argv[1])), [0, 1], processes=2)"
+    code += "t.side_by_side(partial(getattr(t, sys.argv[1]), Path(sys.argv[2])), [0, 1], processes=2)"
     here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | here)
+    parent = subprocess.Popen([sys.executable, "-c", code, what, str(tmp_path)], env=os.environ | here)
     began = _until(lambda: len(list(tmp_path.iterdir())) == 2)
     parent.send_signal(how)
     parent.wait()

@@ -53,11 +53,20 @@ def side_by_side(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_alone)
     try:
-        waiting = [pool.submit(work, item) for item in items]
+        waiting = [pool.submit(_while_waited_for, work, item) for item in items]
         told = track(waiting, what, console=console, disable=not console.is_terminal)
         return [each.result() for each in told]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _while_waited_for(work: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return work(item)
+    finally:
+        # Workers keep the queue of pieces open for each other, and would wait for more of them for ever.
+        if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
+            os._exit(1)
 
 
 def _alone() -> None:
