@@ -44,16 +44,23 @@ class Machine:
         return arrivals(lambda now: rates[min(int(now / self.step), len(rates) - 1)], self.step * len(rates), seed)
 
 
-# Two cores, on which three pictures at full budget fill the promise; and a machine whose batches cost nearly all of it.
+# Two cores, on which three pictures at full budget fill the promise; the same with smaller pictures, whose batches cost
+# much for themselves; and a machine whose batches cost nearly all of it.
 CORES = Machine(fixed=0.008, each=0.045, target=0.15)
+SMALL = Machine(fixed=0.022, each=0.0205, target=0.15, budgets=(0.14, 0.2, *TENTHS[1:]))
 WIDE = Machine(fixed=0.02, each=0.0015, target=0.1, budgets=(0.4, 0.6, 0.8, 1.0), step=8.0)
 
 
 def run(
-    machine: Machine, sent: list[Order], monkeypatch: pytest.MonkeyPatch, *, noise: float, slow: float = 1.0
+    machine: Machine,
+    sent: list[Order],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    noise: float,
+    slow: Callable[[float], float] = lambda now: 1.0,
 ) -> Record:
     monkeypatch.setattr(traffic, "seconds", machine.seconds)
-    record = simulate(server(machine.budgets, target=machine.target), sent, noise=noise, slow=lambda now: slow)
+    record = simulate(server(machine.budgets, target=machine.target), sent, noise=noise, slow=slow)
     assert record.latency.keys() | record.refused.keys() == {order.number for order in sent}
     return record
 
@@ -89,7 +96,7 @@ def test_a_machine_slower_than_measured_still_serves_what_it_can(
     slow: float, share: float, monkeypatch: pytest.MonkeyPatch
 ):
     sent = CORES.sent(3.0, seed=0)
-    record = run(CORES, sent, monkeypatch, noise=0.2, slow=slow)
+    record = run(CORES, sent, monkeypatch, noise=0.2, slow=lambda now: slow)
     settled = between(sent, SETTLE, STEP)
     assert record.p95(settled) <= CORES.target
     # What batches of three serve, less what batches of uneven length cost: larger ones would end too late.
@@ -106,6 +113,18 @@ def test_beyond_what_the_least_budget_bears_all_that_can_be_served_is(monkeypatc
     assert served > 0.9 * CORES.bears(CORES.budgets[0], 6) * (STEP - SETTLE)
     assert {why.kind for why in record.refused.values()} == {"overloaded"}
     assert all(why.after is not None and 0 < why.after < 1 for why in record.refused.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_batches_stay_large_and_quality_comes_back_where_traffic_slows_the_machine(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    sent = SMALL.sent(0.17, 1.7, 0.17, seed=seed)
+    record = run(SMALL, sent, monkeypatch, noise=0.25, slow=lambda now: 1.35 if STEP < now < 2 * STEP else 1.15)
+    busy, later = between(sent, STEP + SETTLE, 2 * STEP), between(sent, 2 * STEP + BACK, 3 * STEP)
+    assert record.p95(busy) <= SMALL.target
+    assert refused(record, busy) < 0.1 * len(busy)
+    assert record.mean(later) > 0.85
 
 
 def test_a_rush_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):

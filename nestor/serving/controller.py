@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 LATE = 0.025
 # Share of the server's time that the traffic may take at a budget: for staying there, and for going up to it.
 STAY, RISE = 0.95, 0.85
-# Share of the target that two batches may fill, one of which takes long: the rest is for rows that come unevenly.
-PAIR = 0.75
+# Share of the target that two batches may fill, one of which takes long; they may be a little too long together, since
+# few come just when the first begins. And how much slower a row may be in a smaller batch that serves as well.
+PAIR, HARDLY = 1.1, 1.1
 # Seconds over which the traffic is averaged. A sudden rise is looked for over a share of the target, since that is how
 # soon it must be known; it is believed when chance would bring it about this rarely, in standard deviations.
 MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
@@ -28,9 +29,10 @@ MEMORY, BRIEF, RARE = 1.5, 0.6, 3.0
 # above the second. Plans are for who might come, so that it may be above 1 where they come true seldom.
 LEAST_MARGIN, MOST_MARGIN = 0.5, 1.25
 HURRY, CALM = 0.9, 0.8
-# By which factor it falls, and by how much it rises in a second.
+# By which factor it falls, and by how much it rises in a second. Latencies are remembered for `SOON` seconds, or longer
+# where they are fewer than `SEEN`, and never more than `RECENT` of them.
 FALL, EASE = 0.9, 0.06
-SEEN, RECENT = 20, 400
+SEEN, RECENT, SOON = 20, 400, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Controller:
         self._since: float | None = None
         self._rate = self._brief = 0.0
         self._last, self._glance = -math.inf, min(BRIEF * policy.target, MEMORY / 4)
-        self._seen: deque[float] = deque(maxlen=RECENT)
+        self._seen: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._judged = self._fell = -math.inf
 
     @property
@@ -122,13 +124,15 @@ class Controller:
             self._since = now
 
     def size(self, budget: float) -> int:
-        """The size of batch that serves most at a budget while a request can wait for one batch and be in the next.
+        """The size of batch that serves about most at a budget while a request can wait for one and be in the next.
 
         The margin has no say in it: smaller batches serve fewer a second, and a queue that is late would grow.
         """
         times, target = self.times, self.policy.target
         short = [rows for rows in times.steps if times.mean(budget, rows) + times.high(budget, rows) <= PAIR * target]
-        return min(short or times.steps[:1], key=lambda rows: (times.mean(budget, rows) / rows, rows))
+        each = {rows: times.mean(budget, rows) / rows for rows in short or times.steps[:1]}
+        # Where larger batches serve hardly more, they only make everybody wait.
+        return min(rows for rows, seconds in each.items() if seconds <= HARDLY * min(each.values()))
 
     def ends(self, budget: float, rows: int, now: float, wait: float) -> float:
         """Expected seconds until so many rows are answered, if the first batch of them begins after `wait`.
@@ -145,11 +149,15 @@ class Controller:
         """Take note of how late orders are answered, and plan more or less carefully from then on."""
         target = self.policy.target
         # Whoever came before the last time that plans became more careful says nothing of how they are now.
-        self._seen.extend((now - each.arrived) / each.within(target) for each in orders if each.arrived >= self._fell)
+        after = (each for each in orders if each.arrived >= self._fell)
+        self._seen.extend((now, (now - each.arrived) / each.within(target)) for each in after)
+        # Nor do those of another traffic, once there are enough of this one.
+        while len(self._seen) > SEEN and self._seen[0][0] < now - SOON:
+            self._seen.popleft()
         if len(self._seen) < SEEN or now - self._judged < target:
             return
         gone, self._judged = min(now - self._judged, 1.0), now
-        late = sorted(self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
+        late = sorted(share for _, share in self._seen)[math.ceil(0.95 * len(self._seen)) - 1]
         if late > HURRY:
             self.margin = max(LEAST_MARGIN, FALL * self.margin)
             # What was late is paid for once.
