@@ -34,7 +34,7 @@ demo: install  ## Make a real network elastic on real pictures, and write a repo
 	@echo "See it at work: $(BIN)/nestor demo runs/demo/elastic --profile runs/demo/profile.json"
 
 test: develop  ## Run all tests.
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadgroup --max-worker-restart 0
 
 lint: develop  ## Check formatting, style and types.
 	$(BIN)/ruff format --check .

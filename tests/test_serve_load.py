@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from nets import small
+from running import running
 from test_serving_engine import PATIENT, WAIT, pictures
 from test_serving_http import LABELS, network, png
 
@@ -205,10 +206,6 @@ def test_what_was_found_is_kept_without_naming_a_host(tmp_path: Path, monkeypatc
 
 def test_a_short_run_against_a_real_server():
     server = Server(lambda: network(), PATIENT, batch=4, port=0, name="served")
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    while not server.engine.ready:
-        threading.Event().wait(0.01)
     # Without it each answer on a connection that is used again would take 40 ms more.
     assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     port = server.socket.getsockname()[1]
@@ -216,10 +213,9 @@ def test_a_short_run_against_a_real_server():
     wishes = {"budget": 0.5}
     asks.append(tensor_ask("images", pictures(1), wishes, picture=3, place=0))
     due = schedule([20.0, 60.0], 0.5, seed=0)
-    samples = asyncio.run(drive(port, due, asks))
-    borne = asyncio.run(capacity(port, patient(asks), 0.1, together=2))
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
+    with running(server):
+        samples = asyncio.run(drive(port, due, asks))
+        borne = asyncio.run(capacity(port, patient(asks), 0.1, together=2))
     assert [(each.due, each.step) for each in samples] == due
     assert {each.status for each in samples} == {200}
     assert all(each.seconds > 0 and each.batch > 0 and not each.retried for each in samples)

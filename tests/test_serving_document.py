@@ -2,16 +2,15 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 import schemathesis
+from running import running
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import infer, network, pictures, png
 
@@ -41,13 +40,8 @@ schemathesis.openapi.media_type("image/*", st.just({png()!r}))
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     server = Server(network, PATIENT, batch=4, port=0, keys=Keys({"ann": SECRET}))
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    while not (server.started and server.engine.ready):
-        threading.Event().wait(0.01)
-    yield server
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
+    with running(server):
+        yield server
 
 
 def test_what_is_allowed_is_answered_and_what_is_forbidden_is_refused(server: Server, tmp_path: Path):

@@ -4,10 +4,8 @@ import inspect
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import tomllib
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from running import running
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import network
 from typer.main import get_command
@@ -182,14 +181,9 @@ def test_the_container_asks_the_server_whether_it_lives():
     python, flag, code = json.loads(said)
     assert (python, flag) == ("python", "-c")
     server = Server(network, PATIENT, batch=4, port=0)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
     command = [sys.executable, flag, code.replace("http://127.0.0.1:8080", server.address)]
-    while not (server.started and server.engine.ready):
-        threading.Event().wait(0.01)
-    assert subprocess.run(command, timeout=WAIT).returncode == 0
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
+    with running(server):
+        assert subprocess.run(command, timeout=WAIT).returncode == 0
     assert subprocess.run(command, timeout=WAIT, capture_output=True).returncode != 0
 
 

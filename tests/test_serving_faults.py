@@ -6,10 +6,8 @@ Pictures, tensors, forms, names and limits have their tests beside the routes, i
 import io
 import json
 import logging
-import signal
 import socket
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, ImageFile
+from running import running
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import infer, network, pictures, png, refused, until_ready
 
@@ -34,14 +33,8 @@ SECRETS = {"ann": "s3cret-of-ann", "bob": "t0ken-of-bob"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     server = Server(network, PATIENT, batch=4, port=0, limits=Limits(seconds=0.2, size=100_000), connections=8)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    while not (server.started and server.engine.ready):
-        threading.Event().wait(0.01)
-    yield server
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
-    assert not thread.is_alive()
+    with running(server):
+        yield server
 
 
 def talk(server: Server, *said: bytes) -> bytes:

@@ -1,11 +1,10 @@
 """Who goes: clients that leave before they are answered, and the server when it is told to stop."""
 
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
+from running import running, until
 from test_serving_engine import PATIENT, WAIT
 from test_serving_http import Gated, network, png
 
@@ -19,28 +18,14 @@ LEFT = 'nestor_requests_total{route="/predict",status="499"}'
 
 
 @pytest.fixture
-def running() -> Iterator[tuple[Server, Gated]]:
+def holding() -> Iterator[tuple[Server, Gated]]:
     """A server whose network has the first request, and holds it."""
     served = network()
     server = Server(lambda: served, PATIENT, batch=4, port=0)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    until(lambda: server.started and server.engine.ready)
-    served.shut()
-    yield server, served
-    served.gate.set()
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
-    assert not thread.is_alive()
-
-
-def until(so) -> None:
-    waiting = threading.Event()
-    for _ in range(100 * WAIT):
-        if so():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("it did not come true")
+    with running(server):
+        served.shut()
+        yield server, served
+        served.gate.set()
 
 
 def asked(server: Server) -> socket.socket:
@@ -56,9 +41,9 @@ def counted(server: Server, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def test_whoever_leaves_is_not_run_and_is_noted(running: tuple[Server, Gated], caplog: pytest.LogCaptureFixture):
+def test_whoever_leaves_is_not_run_and_is_noted(holding: tuple[Server, Gated], caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "nestor.serving")
-    server, served = running
+    server, served = holding
     first = asked(server)
     assert served.entered.wait(WAIT)
     leaving, staying = asked(server), asked(server)
@@ -76,8 +61,8 @@ def test_whoever_leaves_is_not_run_and_is_noted(running: tuple[Server, Gated], c
     assert [each["error"] for each in facts if each.get("status") == 499] == ["left"]
 
 
-def test_whoever_leaves_while_it_is_run_is_noted_too(running: tuple[Server, Gated]):
-    server, served = running
+def test_whoever_leaves_while_it_is_run_is_noted_too(holding: tuple[Server, Gated]):
+    server, served = holding
     connection = asked(server)
     assert served.entered.wait(WAIT)
     connection.close()
@@ -115,15 +100,10 @@ def test_a_network_that_hangs_keeps_no_server_from_stopping(monkeypatch: pytest.
 
     monkeypatch.setattr(Engine, "drain", noted)
     server = Server(lambda: served, PATIENT, batch=4, port=0, patience=1)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    until(lambda: server.started and server.engine.ready)
-    served.shut()
-    connection = asked(server)
-    assert served.entered.wait(WAIT)
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
-    assert not thread.is_alive()
+    with running(server):
+        served.shut()
+        connection = asked(server)
+        assert served.entered.wait(WAIT)
     connection.close()
     # The requests had all of it.
     assert given == [0.0]

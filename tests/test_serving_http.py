@@ -21,6 +21,7 @@ import torch
 from fastapi.testclient import TestClient
 from nets import small
 from PIL import Image
+from running import running, until
 from test_serving_engine import PATIENT, WAIT, Gated, pictures
 
 from nestor.models.saved import save_model
@@ -78,12 +79,7 @@ def client(served: Gated) -> Iterator[TestClient]:
 
 
 def until_ready(client: TestClient) -> None:
-    waiting = threading.Event()
-    for _ in range(1000):
-        if client.get("/v2/health/ready").status_code == 200:
-            return
-        waiting.wait(0.01)
-    raise AssertionError("the server did not become ready")
+    until(lambda: client.get("/v2/health/ready").status_code == 200)
 
 
 def refused(response: Any, status: int) -> str:
@@ -493,25 +489,20 @@ def test_the_document_names_every_route(client: TestClient):
 
 
 @pytest.fixture
-def running() -> Iterator[tuple[Server, threading.Thread]]:
+def started() -> Iterator[tuple[Server, threading.Thread]]:
     server = Server(lambda: network(), PATIENT, batch=4, port=0)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    yield server, thread
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
-    assert not thread.is_alive()
+    with running(server) as thread:
+        yield server, thread
 
 
-def test_tritonclient(running: tuple[Server, threading.Thread]):
+def test_tritonclient(started: tuple[Server, threading.Thread]):
     import tritonclient.http as triton
     from tritonclient.utils import InferenceServerException
 
-    server, _ = running
+    server, _ = started
     with triton.InferenceServerClient(server.address.removeprefix("http://"), network_timeout=WAIT) as client:
         assert client.is_server_live()
-        while not client.is_server_ready():
-            threading.Event().wait(0.01)
+        assert client.is_server_ready()
         assert client.is_model_ready("elastic")
         assert client.is_model_ready("elastic", "1")
         assert client.get_server_metadata()["name"] == "nestor"
@@ -537,27 +528,26 @@ def test_tritonclient(running: tuple[Server, threading.Thread]):
             client.infer("elastic", [given], request_compression_algorithm="gzip")
 
 
-def test_being_told_to_stop_answers_who_is_in(running: tuple[Server, threading.Thread]):
+def test_being_told_to_stop_answers_who_is_in(started: tuple[Server, threading.Thread]):
     import httpx2
 
-    server, thread = running
+    server, thread = started
     served = server.engine.served
     assert isinstance(served, Gated)
     found: list[Any] = []
     with httpx2.Client(base_url=server.address, timeout=WAIT) as client:
-        while client.get("/v2/health/ready").status_code != 200:
-            threading.Event().wait(0.01)
+        assert client.get("/v2/health/ready").status_code == 200
         served.shut()
 
         def ask() -> None:
             found.append(httpx2.post(f"{server.address}/predict", content=png(), timeout=WAIT))
 
         asking = [threading.Thread(target=ask) for _ in range(3)]
-        for each in asking:
-            each.start()
+        asking[0].start()
         assert served.entered.wait(WAIT)
-        while server.engine.rows < 2:
-            threading.Event().wait(0.01)
+        for each in asking[1:]:
+            each.start()
+        until(lambda: server.engine.rows == 2)
         server.handle_exit(signal.SIGTERM, None)
     served.gate.set()
     for each in [*asking, thread]:
@@ -565,21 +555,17 @@ def test_being_told_to_stop_answers_who_is_in(running: tuple[Server, threading.T
     assert [each.status_code for each in found] == [200] * 3
 
 
-def test_a_flood_of_headers_does_not_reach_anything(running: tuple[Server, threading.Thread]):
+def test_a_flood_of_headers_does_not_reach_anything(started: tuple[Server, threading.Thread]):
     import socket
 
-    server, _ = running
-    while not server.started:
-        threading.Event().wait(0.01)
+    server, _ = started
     with socket.create_connection(server.socket.getsockname(), timeout=WAIT) as flood:
         flood.sendall(b"GET /v2 HTTP/1.1\r\n" + b"x-more: and more\r\n" * 2000)
         assert flood.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def test_loading_anew_and_failing_to(running: tuple[Server, threading.Thread], caplog):
-    server, _ = running
-    while not server.engine.ready:
-        threading.Event().wait(0.01)
+def test_loading_anew_and_failing_to(started: tuple[Server, threading.Thread], caplog):
+    server, _ = started
     server.reload().join(WAIT)
     assert server.engine.version == 2
 
@@ -613,8 +599,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path):
         line = process.stdout.readline()
         assert "serves elastic at budgets 0.5, 1" in line
         with httpx2.Client(base_url=line.split()[0], timeout=WAIT, headers={"x-api-key": "s3cret"}) as client:
-            while client.get("/v2/health/ready").status_code != 200:
-                threading.Event().wait(0.01)
+            until(lambda: client.get("/v2/health/ready").status_code == 200)
             assert client.post("/predict", content=png()).json()["labels"][0]["label"] in LABELS
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=WAIT)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import torch
 from nets import small
+from running import running, until
 from serving_worker import DIES, FAILS, HANGS
 from test_serving_engine import PATIENT, WAIT, Counted, Gated, ask, kind, pictures, started
 from test_serving_http import LABELS, png
@@ -323,8 +324,7 @@ def test_reloading_lets_the_old_network_go_after_its_last_batch_and_a_bad_new_on
     assert old.entered.wait(WAIT)
     reloading = threading.Thread(target=engine.reload, args=(new,))
     reloading.start()
-    while engine.version == 1:
-        threading.Event().wait(0.001)
+    until(lambda: engine.version == 2)
     assert not old.closed.is_set()
     old.gate.set()
     assert running.result(WAIT).version == 1
@@ -347,10 +347,6 @@ def test_killing_the_network_under_load_loses_nobody(tmp_path: Path):
         return remotes[-1]
 
     server = Server(load, PATIENT, batch=4, port=0)
-    thread = threading.Thread(target=server.serve_until_told, daemon=True)
-    thread.start()
-    while not server.engine.ready:
-        threading.Event().wait(0.01)
     statuses: Counter[int] = Counter()
     killed = threading.Event()
     rounds = 12
@@ -381,19 +377,18 @@ def test_killing_the_network_under_load_loses_nobody(tmp_path: Path):
             failures.append(error)
 
     clients = [threading.Thread(target=guarded, args=(number,)) for number in range(4)]
-    for each in clients:
-        each.start()
-    for each in clients:
-        each.join(8 * WAIT)
-    metrics = server.metrics.text(server.engine)
-    first = remotes[0].number
-    # A new network while somebody asks, too.
-    asking = threading.Thread(target=guarded, args=(1,))
-    asking.start()
-    server.reload().join(8 * WAIT)
-    asking.join(8 * WAIT)
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(WAIT)
+    with running(server):
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(8 * WAIT)
+        metrics = server.metrics.text(server.engine)
+        first = remotes[0].number
+        # A new network while somebody asks, too.
+        asking = threading.Thread(target=guarded, args=(1,))
+        asking.start()
+        server.reload().join(8 * WAIT)
+        asking.join(8 * WAIT)
     assert not failures
     assert killed.is_set()
     assert statuses[200] == 5 * rounds
