@@ -3,14 +3,12 @@
 Paper: arXiv 2407.19985. Command: `nestor prove mone_scratch`.
 
 All networks have the size of one small vision transformer and, for each seed, its random weights: nested, each patch at
-a quarter of the width or at all of it, one network for all budgets; its rivals, as `nestor.surgery.family` makes them:
-the published shape, a random router, one width (MatViT), skipping (Mixture-of-Depths), pruning (EViT) and merging
-(ToMe); an ordinary network for each budget, narrower where it must be; and nested trained for one budget alone.
+a quarter of the width or all of it, one network for all budgets; its rivals (`nestor.surgery.family`); ordinary ones,
+narrower where they must be; nested for one budget alone. And: do wide patches show more of the garment than others?
 
 Every training costs the same multiply-accumulates, so that a cheap network sees more pictures. Rates, schedule and
 shape were chosen on pictures of the training part: budgets that lean to the low end serve nested and merging alike
-better than even ones, since they pay for more steps. Patches are larger than usual for pictures so small, since four
-times fewer of them allow four times as many steps in the hour. Budgets that a rival cannot reach are left out.
+better than even ones, and large patches better than small, for they buy steps. What a rival cannot reach is left out.
 """
 
 from __future__ import annotations
@@ -21,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from nestor.data.kept import decoded
 from nestor.measure.by_budget import against, averages, gathered, numbered, over_runs
+from nestor.measure.foreground import in_widest
 from nestor.measure.likeness import likeness
 from nestor.measure.routed import miscounted
+from nestor.models.saved import load_model
 from nestor.models.scratch import cheaper, scratch
-from nestor.recipes.base import Claim, Proof
+from nestor.recipes.base import Proof, claims
 from nestor.surgery.family import Family, family
 from nestor.surgery.nest import shape
 from nestor.training.equal import Arena, Contestant, Outcome, Terms, compete
+from nestor.training.folder import keeping
 from nestor.training.schedule import Chosen, InTurn, Leaning
 from nestor.training.settings import Fit
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from nestor.data import Pictures
     from nestor.measure.repeats import Repeats
     from nestor.models.vit import ViT
+    from nestor.recipes.base import Claim
 
 TITLE = "MoNE: Mixture of Nested Experts: Adaptive Processing of Visual Tokens"
 ARXIV = "2407.19985"
@@ -57,8 +59,7 @@ class Settings:
         compute: of each training, in epochs of the dense network.
         calibration: training pictures that order the channels of nested networks.
         lean: power by which trained budgets lean to the low end.
-        budgets: at which networks are compared.
-        dedicated: budgets that a network is trained for alone.
+        budgets, dedicated: at which networks are compared, and those that one is trained for alone.
     """
 
     width: int = 64
@@ -103,8 +104,11 @@ def prove(settings: Settings, folder: Path | None = None) -> Proof:
     """What holds exactly, and accuracy over seeds."""
     how = Fit(batch=settings.batch, rate=settings.rate, warmup=settings.warmup, sandwich=False, precision="bf16")
     terms = Terms(how=how, steps=settings.compute * settings.pictures / settings.batch, batch=500)
-    found = compete(partial(contestants, settings), terms, settings.seeds, folder)
-    return Proof(claims=(*_exact(settings, found), *_trained(settings, found)), details={"accuracy": found.runs})
+    with keeping(folder) as kept:
+        found = compete(partial(contestants, settings), terms, settings.seeds, kept)
+        networks, few = (kept / f"seed{s}" / NESTED for s in settings.seeds), _pictures(settings)[1].limit(1000)
+        shown = gathered([in_widest(load_model(each), few, PATCH, settings.budgets) for each in networks])
+    return Proof(claims=tuple(_claims(settings, found, shown)), details={"accuracy": found.runs, "foreground": shown})
 
 
 def curves(details: dict[str, Any]) -> Repeats:
@@ -120,31 +124,27 @@ def _family(settings: Settings, seed: int) -> Family:
     (train, _), D, H = _pictures(settings), settings.width, settings.heads
     sizes = {"side": SIDE, "patch": PATCH, "width": D, "depth": settings.depth, "heads": H, "seed": seed}
     dense = partial(scratch, train.classes, **sizes, **LOOK)
-    prefixed = dense(prefix=1, head="class_mean")
-    return family(dense(), prefixed, train.limit(settings.calibration).stacked(), shape(D, 4 * D, H, merge=0.0))
+    prefixed, seen = dense(prefix=1, head="class_mean"), train.limit(settings.calibration).stacked()
+    return family(dense(), prefixed, seen, shape(D, 4 * D, H, merge=0.0))
 
 
-def _exact(settings: Settings, found: Outcome) -> list[Claim]:
+def _claims(settings: Settings, found: Outcome, shown: dict[str, dict[str, list[float]]]) -> list[Claim]:
     (train, test), start = _pictures(settings), _family(settings, 0)
     error = likeness(start.nested, start.dense, test.limit(64), (1.0,))[1.0].error
     astray = sum(miscounted(start.nested, train.limit(settings.calibration).stacked(), b) for b in settings.budgets)
-    rows = (
-        ("relative error of nested against dense at full budget, untrained", error, "<=", 2e-5),
-        ("experts of a picture with more or fewer patches than planned", astray, "==", 0),
-        ("multiply-accumulates of any network below the full budget, of its budget", found.spent, "<=", 1),
-        ("most training compute of any network, of what is allowed", found.paid[1], "<=", 1),
-    )
-    return [Claim(text=text, left=left, relation=is_, right=right, exact=True) for text, left, is_, right in rows]
-
-
-def _trained(settings: Settings, found: Outcome) -> list[Claim]:
-    text, mean = "least training compute of any network, of what is allowed", averages(numbered(gathered(found.runs)))
-    claims = [Claim(text=text, left=found.paid[0], relation=">=", right=0.99)]
-    rivals = [line for line in mean if line not in (NESTED, DEDICATED)]
-    for pair in against(mean, NESTED, rivals, settings.budgets):
-        relation = ">" if pair.rival == RANDOM and pair.budget <= 0.35 else ">="
-        claims.append(Claim(text=f"accuracy {pair.told}", left=pair.ours, relation=relation, right=pair.theirs))
+    exact = {
+        "relative error of nested against dense at full budget, untrained": (error, "<=", 2e-5),
+        "experts of a picture with more or fewer patches than planned": (astray, "==", 0),
+        "multiply-accumulates of any network below the full budget, of its budget": (found.spent, "<=", 1),
+        "most training compute of any network, of what is allowed": (found.paid[1], "<=", 1),
+    }
+    rows = {"least training compute of any network, of what is allowed": (found.paid[0], ">=", 0.99)}
+    mean, seen = averages(numbered(gathered(found.runs))), averages(numbered(shown))
+    for pair in against(mean, NESTED, [line for line in mean if line not in (NESTED, DEDICATED)], settings.budgets):
+        sign = ">" if pair.rival == RANDOM and pair.budget <= 0.35 else ">="
+        rows[f"accuracy {pair.told}"] = (pair.ours, sign, pair.theirs)
     for pair in against(mean, NESTED, (DEDICATED,), settings.dedicated):
-        lost, text = pair.theirs - pair.ours, f"accuracy lost at {pair.budget} against dedicated"
-        claims.append(Claim(text=text, left=lost, relation="<=", right=0.005))
-    return claims
+        rows[f"accuracy lost at {pair.budget} against dedicated"] = (pair.theirs - pair.ours, "<=", 0.005)
+    for pair in against(seen, "widest", ("all",), settings.budgets):
+        rows[f"share of garment in patches {pair.told}"] = (pair.ours, ">", pair.theirs)
+    return [*claims(exact, exact=True), *claims(rows)]
