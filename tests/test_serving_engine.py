@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -253,6 +254,20 @@ def test_an_engine_without_its_thread_is_not_ready(monkeypatch):
     assert not engine.ready
     monkeypatch.undo()
     assert engine.ready
+    assert engine.drain(WAIT)
+
+
+def test_what_is_being_read_is_ahead_until_it_is_read_or_cannot_be():
+    engine = started(ServedViT(small()), Policy(target=20.0, capacity=1, patience=60.0))
+    first = engine.order(1)
+    with suppress(ValueError), engine.coming(first):
+        with pytest.raises(RefusedError, match="1 pictures wait already"):
+            engine.order(1)
+        raise ValueError("broken")
+    second = engine.order(1)
+    with engine.coming(second):
+        pass
+    assert engine.submit(second, pictures()).result(WAIT).batch == 1
     assert engine.drain(WAIT)
 
 

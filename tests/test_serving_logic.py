@@ -371,6 +371,30 @@ def test_an_idle_server_refuses_nobody_and_a_full_one_says_when_to_come_back():
     assert all(why.after is not None and 0 < why.after < 1 for why in refused)
 
 
+def test_who_is_coming_is_ahead_of_those_after_it_and_of_nobody_else():
+    scheduler = server(capacity=8)
+    orders = [Order(number=number, arrived=0.0, priority=HIGH if number == 9 else NORMAL) for number in range(10)]
+    scheduler.coming |= {order.number: order for order in orders[:8]}
+    for late in orders[8:]:
+        refused = scheduler.refusal(late, 0.0)
+        assert refused is not None
+        assert str(refused).startswith("too much traffic: 8 pictures wait already")
+    for order in orders[:8]:
+        del scheduler.coming[order.number]
+        assert scheduler.offer(order, 0.0) == []
+    assert scheduler.offer(orders[8], 0.0) != []
+
+
+def test_who_is_coming_makes_those_late_who_can_not_wait_for_it():
+    scheduler = server(capacity=1000)
+    soon = Order(number=100, arrived=0.0, deadline=TARGET)
+    assert scheduler.refusal(soon, 0.0) is None
+    scheduler.coming |= {number: Order(number=number, arrived=0.0) for number in range(99)}
+    assert scheduler.refusal(soon, 0.0) is not None
+    # Those of less priority are not ahead.
+    assert scheduler.refusal(Order(number=100, arrived=0.0, priority=HIGH, deadline=TARGET), 0.0) is None
+
+
 def test_a_full_queue_makes_room_for_who_asks_for_less_and_puts_everyone_back_if_that_is_not_enough():
     scheduler = server(capacity=4)
     greedy = [Order(number=i, arrived=0.0, key="greedy", deadline=5.0) for i in range(4)]

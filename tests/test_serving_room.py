@@ -22,6 +22,7 @@ from nestor.serving.guard import Guard, Keys, Limits
 from nestor.serving.http import application
 from nestor.serving.metrics import Metrics
 from nestor.serving.order import RefusedError
+from nestor.serving.pictures import check
 from nestor.serving.punctual import punctual
 from nestor.serving.room import Room
 
@@ -177,6 +178,21 @@ def test_who_would_wait_too_long_to_be_read_is_told_so_at_once():
     anyio.run(ask)
     assert gone == ["overloaded", "expired"]
     assert 0 < aside._mean < 8
+
+
+def test_a_picture_that_is_being_read_is_ahead_of_whoever_comes(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    coming: list[int] = []
+
+    def noted(body: bytes) -> bytes:
+        coming.append(len(engine._running().coming))
+        return check(body)
+
+    monkeypatch.setattr("nestor.serving.pictures.check", noted)
+    with TestClient(application(engine)) as client:
+        until_ready(client)
+        assert client.post("/predict", content=png()).status_code == 200
+        refused(client.post("/predict", content=b"nonsense"), 400)
+        assert (coming, engine._running().coming) == ([1, 1], {})
 
 
 def test_the_wait_for_a_thread_counts_against_the_promise(engine: Engine, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from nestor.serving.scheduler import Scheduler
 from nestor.serving.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from torch import Tensor
@@ -155,6 +155,22 @@ class Engine:
                 self._promises.tell("refused", refused.kind)
                 raise refused
         return order
+
+    @contextmanager
+    def coming(self, order: Order) -> Iterator[None]:
+        """Let whoever comes after an order find it ahead, while what it is for is being read.
+
+        Raises:
+            RefusedError: the engine has not started.
+        """
+        with self._changed:
+            scheduler = self._running()
+            scheduler.coming[order.number] = order
+        try:
+            yield
+        finally:
+            with self._changed:
+                del scheduler.coming[order.number]
 
     def submit(self, order: Order, items: Tensor) -> Future[Answer]:
         """Queue what an order is for, (B, ...); the future gives an Answer, or raises RefusedError.

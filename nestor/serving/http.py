@@ -175,7 +175,7 @@ class Front:
             picture = pictures.check(forms.file(body, kind, "picture") if formed else body)
             return prepare(picture, max_pixels=pixels)
 
-        with _asked():
+        with _asked(), self.engine.coming(order):
             images = await self._aside.do(
                 work, arrived=arrived, promise=order.within(policy.target), patience=order.within(policy.patience)
             )

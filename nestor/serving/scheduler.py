@@ -14,7 +14,7 @@ from nestor.serving.order import RefusedError
 from nestor.serving.queue import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nestor.serving.controller import Policy
     from nestor.serving.order import Order
@@ -53,11 +53,15 @@ class Scheduler:
     """Decides; it neither waits, nor runs anything, nor looks at a clock. One thread at a time.
 
     Every order that is offered comes back once: in a batch, or refused by `offer`, `take` or `close`.
+
+    Attributes:
+        coming: orders, by number, that will be offered soon: whoever comes after them finds them ahead.
     """
 
     def __init__(self, policy: Policy, times: Times):
         self.policy, self.controller, self.queue = policy, Controller(policy, times), Queue(self._least)
         self.closed = False
+        self.coming: dict[int, Order] = {}
         self._busy_until: float | None = None
         self._stalled_until: float | None = None
 
@@ -173,17 +177,19 @@ class Scheduler:
             return RefusedError("draining", "the server is stopping; ask another one, or again later.", after=1.0)
         if order.within(self.policy.patience) <= now - order.arrived:
             return _expired(order, now)
+        coming = [each for each in self.coming.values() if each.number < order.number]
         if self._stalled_until is not None:
             wait = self._stall(now)
             if order.within(self.policy.target) <= now - order.arrived + wait:
                 return _restarting(wait)
-        elif self._busy_until is None and not len(self.queue):
+        elif self._busy_until is None and not len(self.queue) and not coming:
             return []
-        ahead = self._ahead(order.priority)
-        room, late = self.policy.capacity - self.queue.rows - order.rows, self._late(order, now, ahead)
+        ahead = self._ahead(order.priority, coming)
+        waiting = self.queue.rows + sum(each.rows for each in coming)
+        room, late = self.policy.capacity - waiting - order.rows, self._late(order, now, ahead)
         refused = RefusedError(
             "overloaded",
-            f"too much traffic: {self.queue.rows} pictures wait already. Ask again in a moment."
+            f"too much traffic: {waiting} pictures wait already. Ask again in a moment."
             if not self.stalled(now)
             else "the batch that runs takes longer than it should. Ask again in a moment.",
             after=max(late, self._cost(order)),
@@ -193,7 +199,7 @@ class Scheduler:
         beside = self.queue.beside(order)
         others = chain(self.queue.below(order), beside)
         # Late beyond all that waits beside it: whoever left, it would be too late.
-        if self._late(order, now, self._ahead(order.priority - 1)) > 0:
+        if self._late(order, now, self._ahead(order.priority - 1, coming)) > 0:
             return refused
         while room < 0 or late > 0:
             victim = next(beside if late > 0 else others, None)
@@ -215,12 +221,15 @@ class Scheduler:
         ends = sum(count / rows * self.controller.ends(budget, rows, now, wait) for budget, count in kinds.items())
         return now + ends - order.arrived - self.controller.planned(order)
 
-    def _ahead(self, last: int) -> Counter[float]:
-        """How many rows wait down to a priority, by their least budget."""
+    def _ahead(self, last: int, coming: Sequence[Order]) -> Counter[float]:
+        """How many rows wait, or are coming, down to a priority, by their least budget."""
         found: Counter[float] = Counter()
         for priority, kinds in self.queue.kinds.items():
             if priority <= last:
                 found.update(kinds)
+        for order in coming:
+            if order.priority <= last:
+                found[self._least(order)] += order.rows
         return found
 
     def _busy(self, now: float) -> float:
