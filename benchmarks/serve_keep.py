@@ -41,7 +41,8 @@ def keep(
     """
     usual = report["precision"] == "float32"
     name = "serve_load" if usual else f"serve_load-{report['precision']}"
-    places = [folder / place(report["machine"]) if folder == HISTORY else folder for folder in folders]
+    own = HISTORY / place(report["machine"]) / "serving"
+    places = [own if folder == HISTORY else folder for folder in folders]
     for folder in places:
         write_text(folder / f"{name}.json", json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
         write_text(folder / f"{name}.md", lines)

@@ -16,7 +16,7 @@ import nestor
 from benchmarks.floor import Matmul, Rates
 from benchmarks.record import Candidate, Report, judge
 from benchmarks.settings import Cell
-from docs.hooks import facts, pictures, reference, systems
+from docs.hooks import facts, pictures, reference, serving, systems
 from nestor.measure.clock import Timing
 from nestor.recipes.catalogue import systems as published
 from nestor.recipes.evidence import names, sources
@@ -152,6 +152,33 @@ def test_speed_is_that_of_the_latest_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert "2026-01-01" not in facts.speed()
     assert "abacus, 2 threads, 2026-01-02" in facts.speed()
     assert "| nested | 0.5 | 0.50 | 1.60 | 0.80 |" in facts.speed()
+
+
+def test_load_tests_are_shown_with_what_fell_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving, "HISTORY", tmp_path)
+    assert "No load test is kept yet" in serving.under_load()
+    assert not serving.figures()
+    step = {"factor": 3.0, "p95_ms": 75.4, "kept": 0.981, "budget": 0.25, "accuracy_offered": 0.8125}
+    step |= {"refused": 5, "offered": 400, "lost": 0, "errors": 1}
+    found = {
+        "target_ms": 80.0,
+        "precision": "float32",
+        "size": 112,
+        "machine": {"processor": "abacus", "threads": "2"},
+        "capacity": {"full": 31.4},
+        "steps": [{"system": "elastic"} | step, {"system": "fixed 1"} | step | {"budget": 1.0}],
+        "claims": {"nobody is lost": True, "nobody is refused": False},
+    }
+    place = tmp_path / "abacus-2-threads" / "serving"
+    place.mkdir(parents=True)
+    (place / "serve_load.json").write_text(json.dumps(found))
+    (place / "serve_load.png").write_bytes(b"drawn")
+    told = serving.under_load()
+    assert "| 3 | 75 | 98.1% | 0.25 | 0.812 | 5 of 400 | 1 |" in told
+    assert "| 1.00 |" not in told
+    assert "Of 2 claims 1 hold. These do not: nobody is refused." in told
+    [(figure, content)] = serving.figures().items()
+    assert (f"(../{figure})" in told, content) == (True, b"drawn")
 
 
 def test_an_unknown_fact_is_refused():

@@ -193,7 +193,7 @@ def test_what_was_found_is_kept_without_naming_a_host(tmp_path: Path, monkeypatc
     report = {"precision": "bfloat16", "machine": machine, "steps": [{"p95_ms": math.nan, "kept": 1 / 3}]}
     runs, more = {"a": [sample(0.5, 0)]}, {"seconds": 1.0, "factors": (1.0,), "target": 0.05}
     places = keep(report, "| a |\n", [tmp_path / "out", tmp_path / "history"], runs, **more)
-    assert places == [tmp_path / "out", tmp_path / "history" / "some-cpu-2-threads"]
+    assert places == [tmp_path / "out", tmp_path / "history" / "some-cpu-2-threads" / "serving"]
     for place in places:
         assert sorted(file.name for file in place.iterdir()) == [
             f"serve_load-bfloat16.{e}" for e in ("json", "md", "png")

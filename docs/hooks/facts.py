@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.record import Report
 from docs.hooks import pictures
+from docs.hooks.serving import under_load
 from docs.hooks.systems import currency, held, record
 from nestor.measure.memory import peak_bytes
 from nestor.recipes.catalogue import systems as published
@@ -166,6 +167,7 @@ FACTS: dict[str, Callable[[], str]] = {
         training,
         scratch,
         speed,
+        under_load,
         memory,
         capacity,
         least,

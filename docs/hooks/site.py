@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File
 
-from docs.hooks import facts, notebook, pictures, reference, systems
+from docs.hooks import facts, notebook, pictures, reference, serving, systems
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -29,7 +29,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add generated pages and pictures."""
     pages = systems.pages() | reference.pages() | {"how-to/notebook.md": notebook.page()}
-    for path, content in (pages | pictures.all_pictures() | systems.figures()).items():
+    for path, content in (pages | pictures.all_pictures() | systems.figures() | serving.figures()).items():
         files.append(File.generated(config, path, content=content))
     return files
 
