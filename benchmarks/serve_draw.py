@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def draw(runs: dict[str, list[Sample]], *, seconds: float, factors: Sequence[float], target: float) -> Figure:
     """Over time: latency of the slowest in twenty, budget, and what was refused, one line for each system."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    from nestor.measure.draw import COLOURS, GREY
+    from nestor.measure.draw import COLOURS, GREY, legend_below
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     late, given, lost = figure.subplots(3, 1, sharex=True)
@@ -32,6 +33,9 @@ def draw(runs: dict[str, list[Sample]], *, seconds: float, factors: Sequence[flo
             axes.plot(ends, [float("nan") if value is None else value for value in values], color=colour, label=system)
     late.axhline(1e3 * target, color=GREY, linestyle="--", linewidth=1, label="target")
     late.set_yscale("log")
+    late.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    late.yaxis.set_major_formatter(ScalarFormatter())
+    late.yaxis.set_minor_formatter(NullFormatter())
     late.set_ylabel("p95, ms")
     given.set_ylabel("mean budget")
     given.set_ylim(0, 1.05)
@@ -43,5 +47,5 @@ def draw(runs: dict[str, list[Sample]], *, seconds: float, factors: Sequence[flo
             axes.axvspan(step * seconds, (step + 1) * seconds, color=GREY, alpha=0.07 * factor, linewidth=0)
     for step, factor in enumerate(factors):
         late.annotate(f"{factor:g} x", ((step + 0.5) * seconds, 1.0), xycoords=("data", "axes fraction"), ha="center")
-    late.legend(frameon=False, loc="upper left")
+    legend_below(figure, late)
     return figure
