@@ -171,3 +171,17 @@ def test_shells_can_complete_without_loading_torch():
 
     assert {"profile", "prove"} <= set(completed("nestor pro", 1))
     assert "--config" in completed("nestor fit --con", 2)
+
+
+def test_a_network_is_made_ready_for_eight_bits(home: Path):
+    net = home / "elastic"
+    result = done("quantize", net, "--data", home / "photos", "--pictures", 4, "--batch", 2, "--rounds", 1, "--json")
+    found = json.loads(result.stdout)
+    assert found["file"] == str(net / "int8.safetensors")
+    assert [row["budget"] for row in found["budgets"]][0] == 1
+    assert all(row["likeness_int8"] > 0.9 * row["likeness"] for row in found["budgets"])
+    shown = done("quantize", net, "--data", home / "photos", "--pictures", 4, "--budgets", "1", "--rounds", 1)
+    assert "float32, cosine" in shown.stdout
+    assert "nestor serve" in shown.stderr
+    assert "holds no network that Nestor saved" in refused("quantize", home / "none", "--data", home / "photos")
+    assert "precision must be float32, bfloat16 or int8; got 'int4'" in refused("serve", net, "--precision", "int4")

@@ -125,8 +125,8 @@ def test_an_unknown_command_is_refused():
     result = CliRunner().invoke(app, ["doctor", "walk"])
     assert result.exit_code == 2
     assert (
-        "Error: doctor knows clock, demo, export, fit, import nestor.hub, nest, profile, prove, recipes, serve, show; "
-        "got walk." in result.stderr
+        "Error: doctor knows clock, demo, export, fit, import nestor.hub, nest, profile, prove, quantize, "
+        "recipes, serve, show; got walk." in result.stderr
     )
 
 

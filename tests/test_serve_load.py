@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from asking import LABELS, network, png
 from nets import small
 from running import running
 from test_serving_engine import PATIENT, WAIT, pictures
-from test_serving_http import LABELS, network, png
 
 from benchmarks import serve_bare
 from benchmarks.serve_bare import Spread, Throughput

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 import schemathesis
+from asking import infer, network, png
 from running import running
-from test_serving_engine import PATIENT, WAIT
-from test_serving_http import infer, network, pictures, png
+from test_serving_engine import PATIENT, WAIT, pictures
 
 from nestor.serving.guard import Keys
 from nestor.serving.server import Server

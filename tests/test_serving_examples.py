@@ -14,10 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from asking import network
 from packaging.requirements import Requirement
 from running import running
 from test_serving_engine import PATIENT, WAIT
-from test_serving_http import network
 from typer.main import get_command
 
 from nestor.cli import app

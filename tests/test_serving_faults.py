@@ -1,6 +1,7 @@
 """What a server has to bear from outside: slow clients, floods, forgeries and guesses.
 
-Pictures, tensors, forms, names and limits have their tests beside the routes, in `test_serving_http`.
+Pictures, tensors, forms, names and limits have their tests beside the routes, in `test_serving_http` and
+`test_serving_limits`.
 """
 
 import io
@@ -13,11 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asking import infer, network, png, refused, until_ready
 from fastapi.testclient import TestClient
 from PIL import Image, ImageFile
 from running import running
-from test_serving_engine import PATIENT, WAIT
-from test_serving_http import infer, network, pictures, png, refused, until_ready
+from test_serving_engine import PATIENT, WAIT, pictures
 
 from nestor.serving import guard
 from nestor.serving import pictures as pictures_of_strangers

@@ -4,9 +4,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from asking import network, png
 from running import running, until
-from test_serving_engine import PATIENT, WAIT
-from test_serving_http import Gated, network, png
+from test_serving_engine import PATIENT, WAIT, Gated
 
 from nestor.serving.engine import Engine
 from nestor.serving.guard import Limits

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from asking import infer, png, refused, until_ready
 from fastapi.testclient import TestClient
 from nets import small
 from test_serving_engine import PATIENT, WAIT, ask
-from test_serving_http import infer, png, refused, until_ready
 from torch import nn
 
 from nestor.models.saved import save_model

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from asking import LABELS, infer, png
 from fastapi.testclient import TestClient
 from nets import small
 from pydantic import ValidationError
-from test_serving_http import LABELS, infer, pictures, png
+from test_serving_engine import pictures
 
 from nestor.models.saved import save_model
 from nestor.serving.network import ServedViT

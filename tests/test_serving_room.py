@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 import pytest
 import uvicorn
+from asking import binary, infer, network, png, refused, until_ready
 from fastapi.testclient import TestClient
 from test_serving_engine import PATIENT, WAIT, pictures
-from test_serving_http import binary, infer, network, png, refused, until_ready
 from uvicorn.server import ServerState
 
 from nestor.serving import forms, tensors

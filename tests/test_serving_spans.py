@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from asking import network, png, until_ready
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from test_serving_engine import PATIENT, Gated
-from test_serving_http import network, png, until_ready
 
 from nestor.serving import spans
 from nestor.serving.engine import Engine

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
+from asking import LABELS, png
 from nets import small
 from running import running, until
 from serving_worker import DIES, FAILS, HANGS
 from test_serving_engine import PATIENT, WAIT, Counted, Gated, ask, kind, pictures, started
-from test_serving_http import LABELS, png
 
 from nestor.serving import engine as engines
 from nestor.serving import wire, worker

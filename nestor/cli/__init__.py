@@ -15,6 +15,7 @@ from nestor.cli.export import export
 from nestor.cli.fit import fit
 from nestor.cli.nest import nest
 from nestor.cli.profile import profile
+from nestor.cli.quantize import quantize
 from nestor.cli.recipes import prove, recipes
 from nestor.cli.serve import serve
 from nestor.cli.show import show
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (nest, fit, profile, clock, show, demo, export, serve, recipes, prove, doctor):
+for command in (nest, fit, profile, clock, quantize, show, demo, export, serve, recipes, prove, doctor):
     app.command()(command)
 
 

@@ -54,7 +54,7 @@ def _extra(name: str) -> str:
     return f"pip install 'nestor[{name}]'"
 
 
-_PICTURES = ("nest", "fit", "profile")
+_PICTURES = ("nest", "fit", "profile", "quantize")
 NEEDS = (
     Need(commands=("fit",), purpose="training", modules=("accelerate",), install=_extra("train")),
     Need(commands=("fit",), purpose="--tensorboard", modules=("tensorboard",), install=_extra("train")),

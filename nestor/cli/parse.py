@@ -6,6 +6,10 @@ import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -64,14 +68,14 @@ def precisions(text: str) -> tuple[str, ...]:
     return parsed
 
 
-def precision(text: str) -> str:
+def precision(text: str, known: Sequence[str] = PRECISIONS) -> str:
     """A number format.
 
     Raises:
         ValueError: when it is not known.
     """
-    if text not in PRECISIONS:
-        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {text!r}.")
+    if text not in known:
+        raise ValueError(f"precision must be {', '.join(known[:-1])} or {known[-1]}; got {text!r}.")
     return text
 
 

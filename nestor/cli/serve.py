@@ -24,7 +24,9 @@ def serve(
     ] = "100ms",
     budgets: Budgets = None,
     size: Size = None,
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, bfloat16, or int8 after nestor quantize.")
+    ] = "float32",
     name: Annotated[
         str | None,
         typer.Option("--name", help="Of the model, in paths; by default the folder's.", show_default=False),
@@ -51,7 +53,7 @@ def serve(
     """
     target = parse.seconds(p95, "p95")
     wanted = parse.budgets(budgets)
-    parse.precision(precision)
+    parse.precision(precision, (*parse.PRECISIONS, "int8"))
     secrets = {} if keys is None else parse.keys(keys)
     try:
         from nestor.serving.lines import log_lines

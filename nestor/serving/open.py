@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nestor.models.readings import load_readings
 from nestor.models.saved import load_model
 from nestor.serving.mixture import load_mixture
 from nestor.serving.network import ServedViT
+from nestor.surgery.quantize import quantized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+INT8 = "int8"
 
 
 def open_served(
@@ -36,19 +39,24 @@ def open_served(
         folder: saved by Nestor or by transformers.
         budgets: that are declared; by default the network's own.
         size: side of the pictures in pixels, or length of the sequences in tokens; by default 128 tokens.
-        precision: number format of the weights, float32 or bfloat16.
+        precision: number format of the weights, float32, bfloat16 or int8; the last for what was made ready by
+            `nestor quantize`.
         load: reads whatever is no mixture.
 
     Raises:
-        FileNotFoundError: the folder is missing.
+        FileNotFoundError: the folder is missing, or not ready for eight bits.
         ValueError: it holds nothing that can be served, or the precision is not known.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
+    if precision not in (*PRECISIONS, INT8):
+        raise ValueError(f"precision must be {', '.join(PRECISIONS)} or {INT8}; got {precision!r}.")
     if _mixture(Path(folder) / CONFIG):
+        if precision == INT8:
+            raise ValueError(f"a mixture of transformers is served in {' or '.join(PRECISIONS)}; got {precision!r}.")
         length = 128 if size is None else size
         return load_mixture(folder, length=length, budgets=budgets, dtype=PRECISIONS[precision])
-    return ServedViT(load(folder).to(PRECISIONS[precision]), budgets, size=size)
+    model = load(folder)
+    ready = quantized(model, load_readings(folder)) if precision == INT8 else model.to(PRECISIONS[precision])
+    return ServedViT(ready, budgets, size=size)
 
 
 def stamp(folder: str | Path) -> str:
