@@ -106,6 +106,12 @@ def test_it_is_not_saved_and_runs_on_a_cpu(tmp_path: Path):
         quantize(model.to("meta"), images)
 
 
+def test_where_sums_would_overflow_it_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(ValueError, match="need a processor with VNNI or AMX"):
+        quantize(small("own"), torch.randn(2, 3, 16, 16))
+
+
 def test_it_can_be_copied_timed_and_told_another_precision():
     model, images = small("own"), torch.randn(4, 3, 16, 16)
     made = quantize(model, images)

@@ -145,7 +145,9 @@ def test_a_folder_says_what_it_holds(tmp_path: Path):
         assert {each.dtype for each in half.model.parameters()} == {torch.bfloat16}
         items = torch.ones(2, *half.input.shape, dtype=half.input.dtype)
         assert half.run(items, half.budgets[0]).logits.dtype == torch.float32
-    with pytest.raises(ValueError, match="precision must be float32 or bfloat16; got 'int4'"):
+    with pytest.raises(ValueError, match="a mixture of transformers is served in float32 or bfloat16; got 'int8'"):
+        open_served(tmp_path / "mixture", precision="int8")
+    with pytest.raises(ValueError, match="precision must be float32, bfloat16 or int8; got 'int4'"):
         open_served(tmp_path / "elastic", precision="int4")
 
 

@@ -20,6 +20,7 @@ _FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 # A bound below the largest value cuts a few large ones off and makes all others finer.
 _SHARES = tuple(0.95**power for power in range(32))
 _SAMPLE = 1 << 18
+_EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
 _LEAST = 1e-12
 
 
@@ -55,6 +56,12 @@ class Reading:
 
 
 _AS_NUMBERS = Steps(size=1.0, zero=0)
+
+
+def ready() -> bool:
+    """Whether this processor sums products of eight-bit numbers exactly; older ones overflow on the way."""
+    able = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(able.get(name) for name in _EXACT)
 
 
 def fitted(values: Tensor) -> Steps:

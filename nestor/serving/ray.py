@@ -31,7 +31,7 @@ class Settings(BaseModel):
         p95_ms: milliseconds within which 95 of 100 requests shall be answered.
         budgets: parted by commas; by default the network's own.
         size: side of the pictures, or length of the sequences.
-        precision: number format of the weights, float32 or bfloat16.
+        precision: number format of the weights, float32, bfloat16 or int8.
         name: of the model, in paths; by default the folder's.
         batch: the largest batch.
         replicas: that are always there.
@@ -46,7 +46,7 @@ class Settings(BaseModel):
     p95_ms: float = Field(default=100.0, gt=0)
     budgets: str | None = None
     size: int | None = Field(default=None, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
     name: str | None = None
     batch: int = Field(default=16, gt=0)
     replicas: int = Field(default=1, gt=0)

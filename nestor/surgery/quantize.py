@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nestor.layers.int8 import Int8Attention, Int8Block, Int8FeedForward
 from nestor.layers.nested import Attention
 from nestor.ops.bands import normalise, sort
-from nestor.ops.int8 import Product, Reading, fitted
+from nestor.ops.int8 import Product, Reading, fitted, ready
 from nestor.ops.thin import thin
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def quantize(model: ViT, images: Tensor) -> ViT:
         A network to run, not to train or save.
 
     Raises:
-        ValueError: when the network is not on the CPU, torch has no eight-bit products, or the pictures do not fit
-            the patches.
+        ValueError: when the network is not on the CPU, the CPU or torch has no such products, or the pictures do not
+            fit the patches.
     """
     return quantized(model, measured(model, images))
 
@@ -95,8 +95,11 @@ def quantized(model: ViT, readings: Readings) -> ViT:
 def _check(model: ViT) -> None:
     if model.embed.weight.device.type != "cpu":
         raise ValueError(f"eight-bit products run on the CPU; this network is on {model.embed.weight.device}.")
-    if not torch.backends.mkldnn.is_available():
-        raise ValueError("eight-bit products need oneDNN, without which this torch was built. Install another build.")
+    if not ready():
+        raise ValueError(
+            "eight-bit products need a processor with VNNI or AMX, and a torch with oneDNN; one is missing here. "
+            "Run in single precision or bfloat16."
+        )
 
 
 def _plans(patches: int, widths: Sequence[int]) -> list[tuple[int, ...]]:
