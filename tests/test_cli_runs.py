@@ -178,7 +178,7 @@ def test_a_network_is_made_ready_for_eight_bits(home: Path):
     result = done("quantize", net, "--data", home / "photos", "--pictures", 4, "--batch", 2, "--rounds", 1, "--json")
     found = json.loads(result.stdout)
     assert found["file"] == str(net / "int8.safetensors")
-    assert [row["budget"] for row in found["budgets"]][0] == 1
+    assert found["budgets"][0]["budget"] == 1
     assert all(row["likeness_int8"] > 0.9 * row["likeness"] for row in found["budgets"])
     shown = done("quantize", net, "--data", home / "photos", "--pictures", 4, "--budgets", "1", "--rounds", 1)
     assert "float32, cosine" in shown.stdout

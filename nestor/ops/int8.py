@@ -60,7 +60,8 @@ _AS_NUMBERS = Steps(size=1.0, zero=0)
 
 def ready() -> bool:
     """Whether this processor sums products of eight-bit numbers exactly; older ones overflow on the way."""
-    able = torch.cpu.get_capabilities()
+    # Torch before 2.10 does not tell, and is taken to have none.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkldnn.is_available() and any(able.get(name) for name in _EXACT)
 
 
