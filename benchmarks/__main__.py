@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.settings import BATCHES, PRECISIONS, Settings, grid
+from benchmarks.settings import BATCHES, INT8, PRECISIONS, Settings, grid
 from nestor.cli import parse
 from nestor.cli.console import Commands, say
 from nestor.cli.console import out as results
@@ -32,7 +32,7 @@ def main(
     ] = None,
     batches: Annotated[str | None, typer.Option("--batches", help="By default 1,16.", show_default=False)] = None,
     precisions: Annotated[
-        str | None, typer.Option("--precisions", help="By default float32,bfloat16.", show_default=False)
+        str | None, typer.Option("--precisions", help="Of float32, bfloat16 and int8.", show_default=False)
     ] = None,
     budgets: Annotated[str | None, typer.Option("--budgets", help="By default 1,.7,.5,.3.", show_default=False)] = None,
     rounds: Annotated[
@@ -76,14 +76,14 @@ def choose(
     Raises:
         ValueError: when something is not known or not possible.
     """
-    cells = usual.cells
+    cells, known = usual.cells, (*PRECISIONS, INT8)
     if precisions and not subjects and not batches:
-        wanted = parse.precisions(precisions)
+        wanted = parse.precisions(precisions, known)
         cells = tuple(cell for cell in cells if cell.precision in wanted)
     elif subjects or batches:
         names = subjects.split(",") if subjects else list(dict.fromkeys(cell.subject for cell in cells))
         counts = parse.batches(batches) if batches else BATCHES
-        cells = grid(names, counts, parse.precisions(precisions) if precisions else PRECISIONS)
+        cells = grid(names, counts, parse.precisions(precisions, known) if precisions else PRECISIONS)
     return replace(
         usual,
         cells=cells,

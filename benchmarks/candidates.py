@@ -10,6 +10,7 @@ import torch
 from benchmarks import runtimes
 from benchmarks.networks import Logits
 from benchmarks.record import Candidate
+from benchmarks.settings import INT8
 from nestor.measure.cost import parameters
 
 if TYPE_CHECKING:
@@ -33,16 +34,19 @@ def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Set
     cast = networks.to("float32" if trains else cell.precision)
     images = pictures(vision, cell)
     how = partial(runtimes.step, precision=cell.precision) if trains else runtimes.predict
-    compiled = () if trains else settings.compiled
+    eight = cell.precision == INT8
+    compiled = () if trains or eight else settings.compiled
     macs, weights = cast.dense.full_macs(vision.patches), parameters(cast.dense)
     dense = partial(Candidate, kind="dense", budget=1.0, macs=macs, weights=weights)
-    for name, network in (("ours", cast.dense), ("timm", cast.timm), ("transformers", cast.transformers)):
+    others = () if eight else (("timm", cast.timm), ("transformers", cast.transformers))
+    for name, network in (("ours", cast.dense), *others):
         yield dense(name=name), partial(how, Logits(network), images)
         if name in compiled:
             yield dense(name=f"{name} compiled"), partial(runtimes.compiled, Logits(network), images)
     if not trains:
-        yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, networks.plain, images)
-        yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
+        yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, networks.plain, images, eight=eight)
+        if not eight:
+            yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
     for name, network in cast.elastic.items():
         for budget in settings.budgets:
             if name == "merged" and budget == 1:
@@ -62,9 +66,9 @@ def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Set
 
 
 def pictures(vision: Vision, cell: Cell, seed: int = 0) -> Tensor:
-    """(batch, 3, side, side) of noise; in the cell's precision, unless autocast will see to that."""
+    """(batch, 3, side, side) of noise; in the cell's precision, unless autocast or the network will see to that."""
     drawn = torch.randn(cell.batch, 3, vision.side, vision.side, generator=torch.Generator().manual_seed(seed))
-    return drawn if cell.work == "step" else drawn.to(getattr(torch, cell.precision))
+    return drawn if cell.work == "step" or cell.precision == INT8 else drawn.to(getattr(torch, cell.precision))
 
 
 def _refuse(reason: str) -> Call:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from benchmarks.settings import SUBJECTS
+from benchmarks.settings import INT8, SUBJECTS
 from nestor.data.scan import watch
 from nestor.measure.clock import race
+from nestor.ops.int8 import Product, Reading, fitted
 
 if TYPE_CHECKING:
     from benchmarks.record import Candidate
     from benchmarks.settings import Cell, Settings
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 # How much work there is to one forward pass: a backward pass multiplies twice as much.
 PASSES = {"predict": 1, "step": 3}
 
@@ -75,14 +76,18 @@ def measure(settings: Settings) -> Rates:
 
 
 def _matmul(precision: str, rows: int, inputs: int, outputs: int, *, rounds: int) -> Matmul:
-    kind = getattr(torch, precision)
-    x, weight, bias = (torch.randn(*shape).to(kind) for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
+    x, weight, bias = (torch.randn(*shape) for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
+    if precision == INT8:
+        product = Product(weight, bias, Reading(steps=fitted(x)))
+        call = partial(product, product.taken(x), torch.float32)
+    else:
+        call = partial(F.linear, *(part.to(getattr(torch, precision)) for part in (x, weight, bias)))
     # Small ones are called often enough for the clock.
     times = max(1, 10**8 // (rows * inputs * outputs))
 
     def work() -> None:
         for _ in range(times):
-            F.linear(x, weight, bias)
+            call()
 
     taken = race({"matmul": work}, rounds=rounds, warmup=1)["matmul"].low_ms / times
     return Matmul(

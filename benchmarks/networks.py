@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.rivals import reach_rivals
+from benchmarks.settings import INT8
 from nestor.models.merged import Merged
 from nestor.models.pretrained.timm import from_model
 from nestor.surgery.fold import fold
 from nestor.surgery.nest import nest, published, shape
+from nestor.surgery.quantize import quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +45,12 @@ class Networks:
     elastic: Mapping[str, ViT | Merged]
 
     def to(self, precision: str) -> Networks:
-        """A copy in `float32` or `bfloat16`, in which token merging shares the dense network."""
+        """A copy in `float32` or `bfloat16`, in which token merging shares the dense network.
+
+        In `int8` there are only our dense network and the nested ones.
+        """
+        if precision == INT8:
+            return self._rounded()
         kind = getattr(torch, precision)
         dense = copy.deepcopy(self.dense).to(kind)
         timm, transformers = (copy.deepcopy(network).to(kind) for network in (self.timm, self.transformers))
@@ -52,6 +59,15 @@ class Networks:
             for name, network in self.elastic.items()
         }
         return Networks(plain=self.plain, dense=dense, timm=timm, transformers=transformers, elastic=elastic)
+
+    def _rounded(self) -> Networks:
+        s = self.dense.settings
+        # Noise, as what they are timed on.
+        pictures = torch.randn(2, s.channels, s.nominal, s.nominal, generator=torch.Generator().manual_seed(1))
+        dense = quantize(self.dense, pictures)
+        nested = {name: network for name, network in self.elastic.items() if not isinstance(network, Merged)}
+        elastic = {name: quantize(network, pictures) for name, network in nested.items()}
+        return replace(self, dense=dense, elastic=elastic)
 
 
 @final

@@ -44,7 +44,7 @@ def draw(report: Report) -> Figure:
             _panel(panel, mine, names, named=cell == curves[0])
         else:
             _bars(panel, mine)
-        words = f"{cell.subject}\nbatch {cell.batch}, {SHORT[cell.precision]}{WORKS[cell.work]}"
+        words = f"{cell.subject}\nbatch {cell.batch}, {SHORT.get(cell.precision, cell.precision)}{WORKS[cell.work]}"
         panel.set_title(words, loc="left", fontsize="small")
     for panel in axes[len(cells) :]:
         panel.set_axis_off()

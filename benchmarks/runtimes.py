@@ -6,7 +6,9 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,8 +91,8 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", usual))
 
 
-def onnxruntime(plain: Plain, images: Tensor) -> Call:
-    """ONNX Runtime, in single precision.
+def onnxruntime(plain: Plain, images: Tensor, *, eight: bool = False) -> Call:
+    """ONNX Runtime, in single precision or with its own dynamic rounding to eight bits.
 
     Raises:
         UnavailableError: it or onnx is missing, or the pictures are not in single precision.
@@ -103,7 +105,8 @@ def onnxruntime(plain: Plain, images: Tensor) -> Call:
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin after the call would slow the next candidate.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = package.InferenceSession(vit_graph(plain, len(images)), options, providers=["CPUExecutionProvider"])
+    graph = _rounded(vit_graph(plain, len(images))) if eight else vit_graph(plain, len(images))
+    session = package.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     given = {"images": images.numpy()}
     return lambda: session.run(["logits"], given)[0]
 
@@ -129,6 +132,19 @@ def openvino(network: nn.Module, images: Tensor) -> Call:
     request = package.compile_model(model, "CPU", settings).create_infer_request()
     array = given.numpy()
     return lambda: request.infer([array])[0]
+
+
+def _rounded(graph: bytes) -> bytes:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Fused operators of its own are foreign to it.
+    numbers = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rounded.onnx")
+        model = onnx.load_from_string(graph)
+        quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QInt8, extra_options=numbers)
+        return file.read_bytes()
 
 
 def _tried(call: Call) -> Call:

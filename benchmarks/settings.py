@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PRECISIONS = ("float32", "bfloat16")
+INT8 = "int8"
 BATCHES = (1, 16)
 WORKS = {"predict": "", "step": ", forward and backward"}
 
@@ -90,11 +91,13 @@ class Cell:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("subjects", self.subject, SUBJECTS),
-            ("precisions", self.precision, PRECISIONS),
+            ("precisions", self.precision, (*PRECISIONS, INT8)),
             ("works", self.work, WORKS),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be among {', '.join(known)}; got {value!r}.")
+        if self.precision == INT8 and (self.work == "step" or isinstance(SUBJECTS[self.subject], Layer)):
+            raise ValueError(f"vision transformers predict in eight bits; got {self.subject}{WORKS[self.work]}.")
         if self.batch < 1:
             raise ValueError(f"batches must be whole numbers from 1 on; got {self.batch}. Try 1,16.")
 
@@ -118,6 +121,7 @@ def grid(
         cells += [
             Cell(subject=subject, precision=precision, batch=batch, work=work)
             for precision in precisions
+            if not (alone and precision == INT8)
             for work in (WORKS if alone else ("predict",))
             for batch in ((1,) if alone else batches)
         ]
@@ -149,7 +153,11 @@ class Settings:
         ValueError: when there is nothing to measure, or one of these cannot be.
     """
 
-    cells: tuple[Cell, ...] = (*grid(["ViT-S/16"]), *STEPS, *grid(["mixture-384", "DINOv2-S/14"]))
+    cells: tuple[Cell, ...] = (
+        *grid(["ViT-S/16"], precisions=(*PRECISIONS, INT8)),
+        *STEPS,
+        *grid(["mixture-384", "DINOv2-S/14"]),
+    )
     budgets: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3)
     elastic: tuple[str, ...] = ("nested", "merged")
     compiled: tuple[str, ...] = ("ours", "nested")
@@ -174,7 +182,7 @@ class Settings:
         """Every subject, shape and compiled network, and steps of training: for hours without anybody at work."""
         subjects = [name for name in SUBJECTS if not name.endswith("nano")]
         return cls(
-            cells=(*grid(subjects), *STEPS),
+            cells=(*grid(subjects, precisions=(*PRECISIONS, INT8)), *STEPS),
             elastic=("nested", "unmerged", "published", "merged"),
             compiled=("ours", "timm", "transformers", "nested"),
         )
@@ -182,5 +190,5 @@ class Settings:
     @classmethod
     def quick(cls) -> Settings:
         """Tiny networks and nothing compiled, in seconds: numbers that show that all runs, and nothing else."""
-        cells = grid(["ViT-nano", "mixture-nano"], [1])
+        cells = grid(["ViT-nano", "mixture-nano"], [1], (*PRECISIONS, INT8))
         return cls(cells=cells, compiled=(), rounds=3, seconds=2.0, cube=256, memory=8 << 20)

@@ -98,7 +98,7 @@ def _rates(report: Report) -> Table:
     rates = report.rates
     found = {((m.rows, m.inputs, m.outputs), m.precision): m.gflops for m in rates.matmuls}
     kinds = list(dict.fromkeys(m.precision for m in rates.matmuls))
-    table = _table("rows x inputs x outputs", *(f"{SHORT[kind]}, GFLOP/s" for kind in kinds))
+    table = _table("rows x inputs x outputs", *(f"{SHORT.get(kind, kind)}, GFLOP/s" for kind in kinds))
     for shape in dict.fromkeys(shape for shape, _ in found):
         cells = [f"{found[shape, kind]:.0f}" if (shape, kind) in found else "–" for kind in kinds]
         table.add_row(" x ".join(map(str, shape)), *cells)

@@ -23,10 +23,11 @@ from benchmarks.operators import operators
 from benchmarks.plot import draw
 from benchmarks.record import Absent, Report, judge
 from benchmarks.rivals import reach_rivals
-from benchmarks.settings import SUBJECTS, Layer
+from benchmarks.settings import INT8, SUBJECTS, Layer
 from benchmarks.show import show
 from nestor.data.scan import watch
 from nestor.measure.clock import machine, race
+from nestor.ops.int8 import ready
 from nestor.store import write_text
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def measure(settings: Settings, folder: Path, say: Callable[[str], object] = pri
     Raises:
         ImportError: timm or transformers is missing.
     """
+    if not ready():
+        say("Eight bits are left out: this processor cannot sum their products exactly.")
+        settings = replace(settings, cells=tuple(cell for cell in settings.cells if cell.precision != INT8))
     empty = Report(
         date=time.strftime("%Y-%m-%dT%H:%M"),
         sources=_sources(),

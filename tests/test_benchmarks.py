@@ -56,6 +56,26 @@ def networks() -> Networks:
     return build(replace(NANO, scaled=True), TINY.elastic)
 
 
+def test_networks_in_eight_bits_race_against_one_another(tmp_path: Path, one_thread: None):
+    cell = Cell(subject="ViT-nano", precision="int8", batch=2)
+    report = measure(replace(TINY, cells=(cell,)), tmp_path, lambda line: None)
+    rows = {(row.name, row.budget) for row in report.rows}
+    assert {("ours", 1.0), ("onnxruntime", 1.0), ("nested", 0.8)} <= rows
+    assert not {"merged", "timm", "transformers", "openvino"} & {name for name, _ in rows}
+    with pytest.raises(ValueError, match="vision transformers predict in eight bits; got mixture-384"):
+        Cell(subject="mixture-384", precision="int8")
+    with pytest.raises(ValueError, match="got ViT-nano, forward and backward"):
+        replace(STEP, precision="int8")
+
+
+def test_where_eight_bits_overflow_they_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    said: list[object] = []
+    with pytest.raises(ValueError, match="at least one cell"):
+        measure(replace(TINY, cells=(Cell(subject="ViT-nano", precision="int8"),)), tmp_path, said.append)
+    assert "left out" in str(said[0])
+
+
 def test_every_cell_has_its_rows(report: Report):
     single, half, layer, learning, step = report.cells
     assert report.cells == TINY.cells
@@ -324,7 +344,7 @@ def test_what_the_command_line_says():
     [
         (["--subjects", "XL"], "subjects must be among ViT-nano, ViT-Ti/16"),
         (["--batches", "0"], "batches must be whole numbers from 1 on; got '0'."),
-        (["--precisions", "int3"], "precisions must be among float32, bfloat16; got 'int3'."),
+        (["--precisions", "int3"], "precisions must be among float32, bfloat16, int8; got 'int3'."),
         (["--budgets", "1,2"], "budgets must lie in (0, 1]; got 1, 2."),
         (["--budgets", "half"], "budgets must be numbers parted by commas"),
         (["--rounds", "0"], "rounds must be at least 1; got 0."),

@@ -56,15 +56,15 @@ def batches(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in parsed)
 
 
-def precisions(text: str) -> tuple[str, ...]:
+def precisions(text: str, known: Sequence[str] = PRECISIONS) -> tuple[str, ...]:
     """Number formats parted by commas.
 
     Raises:
         ValueError: when one is not known.
     """
     parsed = tuple(text.split(","))
-    if not set(parsed) <= set(PRECISIONS):
-        raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}; got {text!r}.")
+    if not set(parsed) <= set(known):
+        raise ValueError(f"precisions must be among {', '.join(known)}; got {text!r}.")
     return parsed
 
 
