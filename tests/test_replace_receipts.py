@@ -43,6 +43,7 @@ from nestor.surgery.grow import emerge, extend, fill, upcycle
 from nestor.surgery.heads import cut_heads
 from nestor.surgery.modules import cut, extended
 from nestor.surgery.nest import nest, with_head
+from nestor.surgery.quantize import measured, quantize, quantized
 from nestor.surgery.replace import receipt, replace
 from nestor.surgery.shifts import primitives
 from nestor.surgery.shrink import keep, merge, undo
@@ -146,6 +147,13 @@ CASES: dict[str, Case] = {
         most=ALL,
     ),
     "allocate": Case(before=partial(vit, "default"), convert=partial(allocate, images=PICTURES, steps=2), inputs=FULL),
+    "quantize": Case(before=partial(vit, "own"), convert=partial(quantize, images=PICTURES), inputs=FULL, most=0.05),
+    "quantized": Case(
+        before=partial(vit, "own"),
+        convert=lambda m: quantized(m, measured(m, PICTURES)),
+        inputs=(PICTURES, 0.6),
+        most=0.05,
+    ),
     "averaged": Case(before=vit, convert=lambda m: averaged([m, m]), inputs=FULL),
     "with_head": Case(before=partial(vit, classes=0), convert=partial(with_head, labels=("a", "b")), inputs=FULL),
     "only": Case(before=vit, convert=partial(only, patterns="head.*"), inputs=FULL),

@@ -61,6 +61,8 @@ def measured(model: ViT, images: Tensor) -> Readings:
         ValueError: as in `quantize`.
     """
     _check(model)
+    # Routers may be noisy while they learn.
+    model = copy.deepcopy(model).eval() if model.training else model
     rows, columns = model.cells(images.shape)
     plans = _plans(rows * columns, model.settings.nest.widths)
     calls: Calls = [_start(model, images.to(model.embed.weight), plan) for plan in plans]
