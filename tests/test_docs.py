@@ -167,7 +167,7 @@ def test_load_tests_are_shown_with_what_fell_short(tmp_path: Path, monkeypatch: 
         "machine": {"processor": "abacus", "threads": "2"},
         "capacity": {"full": 31.4},
         "steps": [{"system": "elastic"} | step, {"system": "fixed 1"} | step | {"budget": 1.0}],
-        "claims": {"nobody is lost": True, "nobody is refused": False},
+        "claims": {"nobody is lost": True, "nobody is refused": False, "it is fair": None},
     }
     place = tmp_path / "abacus-2-threads" / "serving"
     place.mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_load_tests_are_shown_with_what_fell_short(tmp_path: Path, monkeypatch: 
     told = serving.under_load()
     assert "| 3 | 75 | 98.1% | 0.25 | 0.812 | 5 of 400 | 1 |" in told
     assert "| 1.00 |" not in told
-    assert "Of 2 claims 1 hold. These do not: nobody is refused." in told
+    assert "Of 3 claims 1 hold. These do not: nobody is refused. Nothing can be said of these: it is fair." in told
     [(figure, content)] = serving.figures().items()
     assert (f"(../{figure})" in told, content) == (True, b"drawn")
 

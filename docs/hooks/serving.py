@@ -50,8 +50,11 @@ def _told(path: Path, found: dict[str, Any]) -> str:
                 f"{step['lost'] + step['errors']}",
             )
             rows.append(f"| {' | '.join(cells)} |")
-    failed = [claim for claim, holds in found["claims"].items() if not holds]
+    claims = found["claims"]
+    failed = [claim for claim, holds in claims.items() if holds is False]
+    unknown = [claim for claim, holds in claims.items() if holds is None]
     short = f" These do not: {'; '.join(failed)}." if failed else ""
+    short += f" Nothing can be said of these: {'; '.join(unknown)}." if unknown else ""
     return "\n\n".join(
         (
             f"{machine['processor']}, {machine['threads']} threads, {found['precision']}, pictures of {found['size']} "
@@ -59,6 +62,6 @@ def _told(path: Path, found: dict[str, Any]) -> str:
             f"{found['capacity']['full']:.0f} pictures a second:",
             "\n".join(rows),
             f"![Latency, budget and accuracy over growing loads, elastic beside fixed](../{_figure(path)}){{ .chart }}",
-            f"Of {len(found['claims'])} claims {len(found['claims']) - len(failed)} hold.{short}",
+            f"Of {len(claims)} claims {len(claims) - len(failed) - len(unknown)} hold.{short}",
         )
     )

@@ -169,8 +169,8 @@ class ViT(nn.Module):
     def plan(self, patches: int, budget: float) -> tuple[int, ...]:
         """How many patches of each picture every expert serves at this budget: E whole numbers.
 
-        The split that the settings' allocation gives; what it spends never exceeds the budget and misses it by less
-        than one token, or two where tokens merge.
+        The split that the settings' allocation gives; what it spends never exceeds the budget, rounded to whole
+        multiply-accumulates, and misses it by less than one token, or two where tokens merge.
 
         Raises:
             ValueError: when the budget lies outside what the widths allow.
