@@ -45,6 +45,9 @@ class Steps:
 class Reading:
     """How rows (..., K) are rounded before a product.
 
+    Reaches move from the rows into the weights, as in SmoothQuant (arXiv 2211.10438), but whole: rows of the norm in
+    principal components differ more from channel to channel than weights do.
+
     Attributes:
         steps: of the rows over their reaches.
         reaches: (K,), how far each channel goes, so that small ones are not lost beside large ones; None where all go
@@ -131,12 +134,7 @@ class Product:
     def added(self, rows: Tensor, onto: Tensor) -> Tensor:
         """onto + x W^T + b: (..., K), uint8, and (..., N) -> (..., N)."""
         return torch.ops.onednn.qlinear_pointwise.binary(
-            rows,
-            self.given.size,
-            self.given.zero,
-            self.weight,
-            self.scale,
-            self.zeros,
+            *self._factors(rows),
             onto,
             self.bias,
             1.0,
@@ -151,16 +149,14 @@ class Product:
             "",
         )
 
+    def _factors(self, rows: Tensor) -> tuple[object, ...]:
+        return rows, self.given.size, self.given.zero, self.weight, self.scale, self.zeros
+
     def _product(
         self, rows: Tensor, dtype: torch.dtype, answer: Steps = _AS_NUMBERS, after: str = "none", how: str = ""
     ) -> Tensor:
         return torch.ops.onednn.qlinear_pointwise(
-            rows,
-            self.given.size,
-            self.given.zero,
-            self.weight,
-            self.scale,
-            self.zeros,
+            *self._factors(rows),
             self.bias,
             answer.size,
             answer.zero,

@@ -88,6 +88,12 @@ def quantized(model: ViT, readings: Readings) -> ViT:
         raise ValueError(
             f"readings must be of a network with {len(model.blocks)} blocks; got {len(readings)}. Measure them again."
         )
+    active = {j for j, width in enumerate(model.settings.nest.widths) if width}
+    for experts in (experts for sites in readings for experts in sites.values()):
+        if experts.keys() != active:
+            raise ValueError(
+                f"readings must be of experts {sorted(active)}; got {sorted(experts)}. Measure them again."
+            )
     new = copy.deepcopy(model).eval()
     made = [_block(block, sites) for block, sites in zip(model.blocks, readings, strict=True)]
     new.blocks = cast("Sequence[NestedBlock]", nn.ModuleList(made))
