@@ -27,10 +27,19 @@ LACKING = [
     *(f"{name} (pip install 'nestor[dev]')" for name in ("playwright", "gradio") if find_spec(name) is None),
 ]
 collect_ignore = ["test_page_browser.py", "test_site.py"] if LACKING else []
+# Its interpreter takes the place of a GPU; where there is one, it is the GPU that is tested.
+LACKING_TRITON = [] if find_spec("triton") else ["triton (pip install 'nestor[dev]')"]
+collect_ignore += ["test_fused.py"] if LACKING_TRITON else []
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for what, lacking in (("pages in a browser", LACKING), ("real garments", LACKING_GARMENTS)):
+    for what, lacking in (
+        ("pages in a browser", LACKING),
+        ("real garments", LACKING_GARMENTS),
+        ("kernels for GPUs", LACKING_TRITON),
+    ):
         if lacking:
             terminalreporter.write_line(f"NOT TESTED: {what}, which needs {' and '.join(lacking)}", red=True)
 

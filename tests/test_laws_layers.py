@@ -119,8 +119,9 @@ FIXED = {"fixed_point_block", "streamed"}
 ROUNDED = FIXED | {"angular_binary"}
 # What stands at an end of a network, takes or gives no tokens, and has tests of its own.
 ENDS = {"Slot", "PatchEmbed", "Readout", "Head", "AttentionPool", "MapHead", "OfMean", "OfPixels", "OfClassToken"}
-# Learns nothing, so that no gradient can be asked of it; tests of its own hold it against the layers it is made of.
-APART = {"Int8Block"}
+# The first learns nothing, so that no gradient can be asked of it; the second wants a GPU, or much patience. Tests of
+# their own hold them against the layers they are made of.
+APART = {"Int8Block", "FusedBlock"}
 
 INPUTS = {
     "constant": torch.ones(2, 6, D),

@@ -39,6 +39,7 @@ from nestor.surgery.chance import drawn, scattered
 from nestor.surgery.exchange import with_attention, with_layers
 from nestor.surgery.fixed_point import fixed_point
 from nestor.surgery.freeze import only
+from nestor.surgery.fuse import fuse
 from nestor.surgery.grow import emerge, extend, fill, upcycle
 from nestor.surgery.heads import cut_heads
 from nestor.surgery.modules import cut, extended
@@ -154,6 +155,7 @@ CASES: dict[str, Case] = {
         inputs=(PICTURES, 0.6),
         most=0.05,
     ),
+    "fuse": Case(before=partial(vit, "own"), convert=fuse, inputs=FULL),
     "averaged": Case(before=vit, convert=lambda m: averaged([m, m]), inputs=FULL),
     "with_head": Case(before=partial(vit, classes=0), convert=partial(with_head, labels=("a", "b")), inputs=FULL),
     "only": Case(before=vit, convert=partial(only, patterns="head.*"), inputs=FULL),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nestor.layers.nested import NestedBlock
-from nestor.ops.attention import attend
+from nestor.ops.attention import mixed
 from nestor.ops.thin import sizes
 
 if TYPE_CHECKING:
@@ -44,16 +44,8 @@ class Int8Attention:
 
     def mixed(self, bands: Sequence[Band]) -> tuple[Tensor, ...]:
         """What the tokens of each band see in one another, (B, n, heads of the expert x e), before it is written."""
-        D, each = self.nest.widths[-1], self.nest.widths[-1] // self.nest.heads[-1]
-        parts, size = [self._asked(band) for band in bands], sizes(bands)
-        counts = [part.shape[1] for part in parts]
-        joined = torch.cat([part[..., : 2 * D] for part in parts], 1)
-        key, value = (half.unflatten(-1, (-1, each)).transpose(1, 2) for half in joined.split(D, -1))
-        queries = [part[..., 2 * D :] for part in parts]
-        if len({query.shape[-1] for query in queries}) == 1:
-            # One call for all queries is faster than one for each band.
-            return _seen(torch.cat(queries, 1), key, value, size).split(counts, 1)
-        return tuple(_seen(query, key, value, size) for query in queries)
+        D = self.nest.widths[-1]
+        return mixed([self._asked(band) for band in bands], D, D // self.nest.heads[-1], sizes(bands))
 
     def _asked(self, band: Band) -> Tensor:
         product = cast("Product", self.inward[band.expert])
@@ -134,9 +126,3 @@ def _normal(band: Band, width: int, eps: float, product: Product) -> Tensor:
     """x / rms(x) of a band's rows (B, n, d), as a product wants it; see nestor.ops.bands.normalise."""
     norm = torch.linalg.vector_norm(band.rows, dim=-1, keepdim=True, dtype=torch.float32)
     return product.taken(band.rows, torch.rsqrt((norm.square() + band.tail) / width + eps))
-
-
-def _seen(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None) -> Tensor:
-    heads = query.unflatten(-1, (-1, value.shape[-1])).transpose(1, 2)
-    n = heads.shape[1]
-    return attend(heads, key[:, :n], value[:, :n], size).transpose(1, 2).flatten(2)

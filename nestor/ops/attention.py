@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Up to so many queries or keys the whole matrix of scores is the cheaper way to train in reduced precision.
 _SCORES = 1024
@@ -47,6 +52,33 @@ def by_matmul(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None = N
         bias, rows, columns.transpose(1, 2), beta=0 if size is None else 1, alpha=query.shape[-1] ** -0.5
     )
     return torch.bmm(scores.softmax(-1), values).unflatten(0, query.shape[:2])
+
+
+def mixed(parts: Sequence[Tensor], width: int, each: int, size: Tensor | None = None) -> tuple[Tensor, ...]:
+    """What the tokens of several bands see in one another, before it is written.
+
+    Args:
+        parts: keys, values and queries of each band side by side, (B, n, 2D + heads of the expert x e).
+        width: D.
+        each: e, of a head.
+        size: (B, m, 1), how often each key counts, m being the tokens of all bands; once when None.
+
+    Returns:
+        (B, n, heads of the expert x e) of each band.
+    """
+    joined = torch.cat([part[..., : 2 * width] for part in parts], 1)
+    key, value = (half.unflatten(-1, (-1, each)).transpose(1, 2) for half in joined.split(width, -1))
+    queries = [part[..., 2 * width :] for part in parts]
+    if len({query.shape[-1] for query in queries}) == 1:
+        # One call for all queries is faster than one for each band.
+        return _seen(torch.cat(queries, 1), key, value, size).split([part.shape[1] for part in parts], 1)
+    return tuple(_seen(query, key, value, size) for query in queries)
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None) -> Tensor:
+    heads = query.unflatten(-1, (-1, value.shape[-1])).transpose(1, 2)
+    n = heads.shape[1]
+    return attend(heads, key[:, :n], value[:, :n], size).transpose(1, 2).flatten(2)
 
 
 def _bias(size: Tensor, dtype: torch.dtype) -> Tensor:

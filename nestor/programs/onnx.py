@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from nestor.programs.fixed import capture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -50,7 +52,7 @@ def write_onnx(programs: Mapping[Path, Fixed], weights: Path | None) -> None:
 def graph(program: Fixed) -> Any:
     """An `onnx_ir.Model` with an input `images`, outputs as the program names them, and what it says of itself."""
     captured, aten = capture(program), torch.ops.aten
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent():
         # What the exporter has to say of its own future is nothing that a caller could act on.
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
@@ -68,6 +70,18 @@ def graph(program: Fixed) -> Any:
     assert made is not None
     made.model.metadata_props.update(program.facts())
     return made.model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The exporter logs which packages it could have translated from, had they been installed."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _operators() -> Any:
