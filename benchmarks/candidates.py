@@ -45,8 +45,10 @@ def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Set
             yield dense(name=f"{name} compiled"), partial(runtimes.compiled, Logits(network), images)
     if not trains:
         yield dense(name="onnxruntime"), partial(runtimes.onnxruntime, networks.plain, images, eight=eight)
-        if not eight:
-            yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
+    foreign = not trains and not eight
+    if foreign:
+        yield dense(name="openvino"), partial(runtimes.openvino, Logits(networks.timm), images)
+        yield dense(name="ours openvino"), partial(runtimes.openvino, Logits(networks.dense), images)
     for name, network in cast.elastic.items():
         for budget in settings.budgets:
             if name == "merged" and budget == 1:
@@ -63,6 +65,10 @@ def vision_entries(vision: Vision, networks: Networks, cell: Cell, settings: Set
             if name in compiled and budget in settings.compiled_budgets:
                 compile_it = partial(runtimes.compiled, Logits(network, budget), images)
                 yield made(name=f"{name} compiled", macs=cost), compile_it
+            if foreign:
+                # Rounded to the pictures' precision there, where it must be.
+                exact = Logits(networks.elastic[name], budget)
+                yield made(name=f"{name} openvino", macs=cost), partial(runtimes.openvino, exact, images)
 
 
 def pictures(vision: Vision, cell: Cell, seed: int = 0) -> Tensor:

@@ -119,19 +119,24 @@ def openvino(network: nn.Module, images: Tensor) -> Call:
         images: (B, 3, H, W).
 
     Raises:
-        UnavailableError: it is missing.
+        UnavailableError: it is missing, or cannot take the network.
     """
     package = _import("openvino")
     given = images.float()
-    model = _quietly(lambda: package.convert_model(network, example_input=given, input=[list(given.shape)]))
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32" if images.dtype == torch.float32 else "bf16",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    request = package.compile_model(model, "CPU", settings).create_infer_request()
-    array = given.numpy()
-    return lambda: request.infer([array])[0]
+
+    def first() -> Call:
+        with torch.no_grad():
+            exported = torch.export.export(network.eval(), (given,))
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32" if images.dtype == torch.float32 else "bf16",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        request = package.compile_model(package.convert_model(exported), "CPU", settings).create_infer_request()
+        array = given.numpy()
+        return _tried(lambda: request.infer([array])[0])
+
+    return _quietly(first)
 
 
 def _rounded(graph: bytes) -> bytes:

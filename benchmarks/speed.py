@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "timm", "onnxruntime", "openvino", "mixture-of-experts")
 # Fewer rounds tell nothing about the spread.
 LEAST = 5
+# Seconds between two calls.
+REST = 0.03
 
 
 def measure(settings: Settings, folder: Path, say: Callable[[str], object] = print) -> Report:
@@ -109,14 +112,17 @@ def keep(report: Report, folder: Path) -> tuple[Path, ...]:
 def timed(calls: Mapping[Candidate, Call], settings: Settings, what: str) -> dict[Candidate, Timing]:
     """Time calls, interleaved, `settings.rounds` times each or until `settings.seconds` are over.
 
-    One round more, in front, warms up and tells how long a round takes.
+    One round more, in front, warms up and tells how long a round takes. Between two calls everybody rests, since
+    threads of one runtime spin for a while before they sleep, and would be in the way of another's.
     """
-    numbered = {str(number): call for number, call in enumerate(calls.values())}
+    numbered: dict[str, Call] = {}
+    for number, call in enumerate(calls.values()):
+        numbered |= {f"rest {number}": partial(time.sleep, REST), str(number): call}
     trial = race(numbered, rounds=1, warmup=0, what=f"Warming up {what}")
     each = 1e-3 * sum(timing.median_ms for timing in trial.values())
     affordable = max(LEAST, int(settings.seconds / max(each, 1e-9)))
     timings = race(numbered, rounds=min(settings.rounds, affordable), warmup=0, what=f"Timing {what}")
-    return dict(zip(calls, timings.values(), strict=True))
+    return {candidate: timings[str(number)] for number, candidate in enumerate(calls)}
 
 
 def _with_race(report: Report, cell: Cell, settings: Settings, known: dict[str, Networks]) -> Report:
