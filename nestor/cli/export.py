@@ -33,7 +33,10 @@ def export(
     ] = None,
     format: Annotated[
         str,
-        typer.Option("--format", help="onnx: .onnx files that share their weights; torch: .pt2 files of torch.export."),
+        typer.Option(
+            "--format",
+            help="onnx: .onnx files that share their weights; openvino: .xml, the quickest on CPUs; torch: .pt2.",
+        ),
     ] = "onnx",
     size: Size = None,
     inputs: Annotated[
@@ -44,7 +47,7 @@ def export(
         str | None,
         typer.Option(
             "--outputs",
-            help="Any of logits, class_token and tokens, parted by commas; by default the first that the network has.",
+            help="Any of logits, class_token, tokens and experts, with commas between; by default the first there is.",
             show_default=False,
         ),
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from nestor import __version__
 from nestor.models.vit import ViT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.export import ExportedProgram
 
 INPUTS = ("normalised", "pixels")
-OUTPUTS = ("logits", "class_token", "tokens")
+OUTPUTS = ("logits", "class_token", "tokens", "experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,9 @@ class Interface:
         size: side of the pictures in pixels.
         inputs: `normalised`, single precision as the network itself takes them; or `pixels`, whole numbers from 0 to
             255 (uint8), which the program normalises. Both (B, C, size, size).
-        outputs: any of `logits` (B, classes), `class_token` (B, D) and `tokens` (B, T, D), in the order wanted; None
-            for the logits, without a head for the class token, and without one of these for the tokens.
+        outputs: any of `logits` (B, classes), `class_token` (B, D), `tokens` (B, T, D) and `experts` (B, patches), the
+            expert that each patch took, as whole numbers, in the order wanted; None for the logits, without a head for
+            the class token, and without one of these for the tokens.
 
     Raises:
         ValueError: when there are no such inputs or outputs.
@@ -93,22 +96,34 @@ class Fixed(nn.Module):
                 given.append(output.logits)
             elif name == "class_token":
                 given.append(self.model.readout.front(bands, 1)[:, 0])
+            elif name == "experts":
+                given.append(self._experts(images, routings))
             else:
                 given.append(output.tokens)
         return tuple(given)
+
+    def _experts(self, images: Tensor, routings: Sequence[Any]) -> Tensor:
+        if routings:
+            return routings[0].index[..., 0].to(torch.int32)
+        # At full budget nothing is decided: all patches take the last.
+        patches, last = sum(self.counts), self.model.settings.nest.experts - 1
+        return images.new_full((images.shape[0], patches), last, dtype=torch.int32)
 
     def prepared(self, images: Tensor) -> Tensor:
         """Pictures (B, C, H, W) as they are put in -> as the network takes them."""
         return (images.float() / 255 - self.mean) / self.std if self.interface.inputs == "pixels" else images
 
     def facts(self) -> dict[str, str]:
-        """What a file says of itself: strings, of which `labels`, `mean`, `std`, `counts` and `widths` are JSON."""
-        s = self.model.settings
-        lists = {"labels": s.labels, "mean": s.mean, "std": s.std, "widths": s.nest.widths, "counts": self.counts}
+        """What a file says of itself, in strings: `labels`, `mean`, `std`, `counts`, `widths` and `cells` are JSON."""
+        s, size = self.model.settings, self.interface.size
+        cells = self.model.cells((1, s.channels, size, size))
+        lists = {"labels": s.labels, "mean": s.mean, "std": s.std, "widths": s.nest.widths}
+        lists |= {"counts": self.counts, "cells": cells}
         single = {
             "version": __version__,
             "budget": repr(self.budget),
-            "size": str(self.interface.size),
+            "size": str(size),
+            "classes": str(s.classes),
             "inputs": self.interface.inputs,
             "macs": str(self.model.macs(self.counts)),
         }
@@ -128,11 +143,11 @@ def capture(program: Fixed) -> ExportedProgram:
 
 
 def _outputs(model: ViT, interface: Interface) -> tuple[str, ...]:
-    missing = {"logits": model.head is None, "class_token": model.settings.prefix == 0, "tokens": False}
+    missing = {"logits": model.head is None, "class_token": model.settings.prefix == 0}
     if interface.outputs is None:
-        return (next(name for name in OUTPUTS if not missing[name]),)
+        return (next(name for name in OUTPUTS if not missing.get(name)),)
     for name in interface.outputs:
-        if missing[name]:
+        if missing.get(name):
             part = "head" if name == "logits" else "class token"
             raise ValueError(f"the output {name} needs a network with a {part}; this one has none. Leave it out.")
     return interface.outputs

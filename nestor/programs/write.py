@@ -10,6 +10,7 @@ from nestor import store
 from nestor.programs.fixed import Fixed, Interface
 from nestor.programs.graphs import run_torch, write_torch
 from nestor.programs.onnx import run_onnx, write_onnx
+from nestor.programs.openvino import run_openvino, write_openvino
 from nestor.programs.parity import check
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from nestor.models.vit import ViT
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+_EXTRA = {"onnx": "export"}
+_RUN = {"onnx": run_onnx, "torch": run_torch, "openvino": run_openvino}
 # An ONNX file is one protocol buffer, which may not hold more than 2 GiB.
 _MOST = 2**31 - 2**24
 
@@ -38,12 +42,12 @@ def write(
         out: the file. Of several budgets each has one, with the budget in its name: `vit-0.5.onnx` for `vit.onnx`.
         interface: what the programs take and give.
         budgets: one or several.
-        format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; or `torch`,
-            programs of torch.export, each with weights of its own.
+        format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; `openvino`,
+            each with its weights in a `.bin` beside it; or `torch`, programs of torch.export, with weights inside.
         overwrite: whether files that are there may be replaced.
 
     Returns:
-        The files that were written: programs in the order of the budgets, then the weights where they lie apart.
+        The files that were written: programs in the order of the budgets, then the weights where these lie apart.
 
     Raises:
         ValueError: when the format or the name is not known, a file is there already, budget, size or outputs do not
@@ -53,7 +57,8 @@ def write(
     """
     paths = files(out, budgets, format)
     weights = paths[0].with_name(f"{Path(out).name}.data") if format == "onnx" and _apart(model, paths) else None
-    written = paths if weights is None else (*paths, weights)
+    apart = tuple(path.with_suffix(".bin") for path in paths) if format == "openvino" else ()
+    written = (*paths, *apart) if weights is None else (*paths, weights)
     if not overwrite and (there := [path for path in written if path.exists()]):
         raise ValueError(f"{there[0]} exists already. Name another file, or allow overwriting.")
     require(format)
@@ -64,9 +69,9 @@ def write(
         if format == "onnx":
             write_onnx(staged, None if weights is None else stage / weights.name)
         else:
-            write_torch(staged)
+            (write_torch if format == "torch" else write_openvino)(staged)
         for path, program in staged.items():
-            check(program, run_onnx(path) if format == "onnx" else run_torch(path), path.name)
+            check(program, _RUN[format](path), path.name)
     return written
 
 
@@ -78,7 +83,7 @@ def files(out: str | Path, budgets: Sequence[float], format: str) -> tuple[Path,
             the same.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be {' or '.join(FORMATS)}; got {format!r}.")
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
     out = Path(out).expanduser()
     if out.suffix != FORMATS[format]:
         raise ValueError(f"the name of a program in the format {format} must end with {FORMATS[format]}; got {out}.")
@@ -98,11 +103,10 @@ def require(format: str) -> None:
     Raises:
         ImportError: when one is missing.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" and find_spec(name) is None]
-    if missing:
+    if missing := [name for name in _NEEDED.get(format, ()) if find_spec(name) is None]:
         raise ImportError(
-            f"Writing and checking ONNX needs {' and '.join(missing)}. Install what is missing: "
-            "pip install 'nestor[export]'"
+            f"Programs in the format {format} need {' and '.join(missing)}. Install what is missing: "
+            f"pip install 'nestor[{_EXTRA.get(format, format)}]'"
         )
 
 

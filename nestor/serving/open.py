@@ -12,6 +12,7 @@ from nestor.models.readings import load_readings
 from nestor.models.saved import load_model
 from nestor.serving.mixture import load_mixture
 from nestor.serving.network import ServedViT
+from nestor.serving.programs import SUFFIX, ServedPrograms
 from nestor.surgery.quantize import quantized
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def open_served(
     precision: str = "float32",
     load: Callable[[str | Path], ViT] = load_model,
 ) -> Served:
-    """Load the network in a folder: a vision transformer, or a mixture of transformers that classifies sequences.
+    """Load what a folder holds: a vision transformer, a mixture of transformers that classifies sequences, or programs.
 
     Args:
-        folder: saved by Nestor or by transformers.
+        folder: saved by Nestor or by transformers, or with programs of `nestor export --format openvino`.
         budgets: that are declared; by default the network's own.
         size: side of the pictures in pixels, or length of the sequences in tokens; by default 128 tokens.
         precision: number format of the weights, float32, bfloat16 or int8; the last for what was made ready by
@@ -49,6 +50,13 @@ def open_served(
     """
     if precision not in (*PRECISIONS, INT8):
         raise ValueError(f"precision must be {', '.join(PRECISIONS)} or {INT8}; got {precision!r}.")
+    if any(Path(folder).glob(f"*{SUFFIX}")):
+        if precision == INT8 or size is not None:
+            raise ValueError(
+                f"programs are served in {' or '.join(PRECISIONS)}, at the size that they are made for; got "
+                f"{precision!r} and size {size}. Export others."
+            )
+        return ServedPrograms(folder, budgets, precision=precision)
     if _mixture(Path(folder) / CONFIG):
         if precision == INT8:
             raise ValueError(f"a mixture of transformers is served in {' or '.join(PRECISIONS)}; got {precision!r}.")
