@@ -131,7 +131,7 @@ def test_it_learns_under_autocast():
         with torch.autocast(DEVICE, torch.bfloat16):
             logits = network(images, budget=0.6).logits
         logits.float().square().sum().backward()
-        steps.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+        steps.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     assert torch.cosine_similarity(*steps, dim=0) > 0.999
 
 
