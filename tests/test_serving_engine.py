@@ -334,19 +334,21 @@ def test_stopping_before_the_start():
     assert not engine.ready
 
 
-def test_the_warm_up_runs_every_budget_at_every_size():
+@pytest.mark.parametrize(("pace", "often"), [(1.0, 2), (1e-3, 3)])
+def test_the_warm_up_runs_every_budget_at_every_size(pace: float, often: int):
     class Clocked(ServedViT):
         now, calls = 0.0, 0
 
         def run(self, items, budget):
             # The first call of all takes long, as it does.
-            self.now += 100.0 if not self.calls else budget * len(items)
+            self.now += 100.0 if not self.calls else pace * budget * len(items)
             self.calls += 1
             return super().run(items, budget)
 
-    served = Clocked(small(), (0.5, 1.0))
+    served, cells = Clocked(small(), (0.5, 1.0)), [(budget, rows) for budget in (0.5, 1.0) for rows in (1, 2, 4, 6)]
     taken = warm_up(served, 6, clock=lambda: served.now)
-    assert taken == {(budget, rows): pytest.approx(budget * rows) for budget in (0.5, 1.0) for rows in (1, 2, 4, 6)}
+    assert taken == {(budget, rows): pytest.approx(pace * budget * rows) for budget, rows in cells}
+    assert served.calls == often * len(cells), "what takes long is measured once"
 
 
 def test_sizes_and_budgets():

@@ -25,7 +25,19 @@ MISSING = 1
 CORE = ("torch", "numpy", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = (
     *("accelerate", "transformers", "peft", "datasets", "huggingface_hub", "timm", "matplotlib", "tensorboard"),
-    *("onnx", "onnxscript", "onnxruntime", "pandas", "pyarrow", "pyyaml", "fastapi", "uvicorn", "gradio", "ray"),
+    *(
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "openvino",
+        "pandas",
+        "pyarrow",
+        "pyyaml",
+        "fastapi",
+        "uvicorn",
+        "gradio",
+        "ray",
+    ),
 )
 # Commands that need nothing beyond the core.
 PLAIN = ("clock", "recipes")
@@ -76,6 +88,12 @@ NEEDS = (
     Need(commands=("nest",), purpose="networks of the hub", modules=("huggingface_hub",), install=_extra("pretrained")),
     Need(commands=("show", "prove"), purpose="drawing", modules=("matplotlib",), install=_extra("plot")),
     Need(commands=("profile",), purpose="--plot", modules=("matplotlib",), install=_extra("plot")),
+    Need(
+        commands=("export", "serve"),
+        purpose="programs of OpenVINO",
+        modules=("openvino",),
+        install="pip install --no-deps openvino",
+    ),
     Need(commands=("export",), purpose="ONNX", modules=("onnx", "onnxscript", "onnxruntime"), install=_extra("export")),
     Need(
         commands=("serve",),

@@ -128,12 +128,14 @@ def _number(value: float | None) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers around a range, three to six of them."""
-    span = max(high - low, 0.004)
+    """Round numbers around a range, three to six of them; a range of next to nothing is widened to below."""
+    # Nothing that is drawn can be above 1.
+    low = min(low, high - 0.004)
+    span = high - low
     step = 10 ** math.floor(math.log10(span / 2))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, max(last, first + 1) + 1)]
+    return [number * step for number in range(first, last + 1)]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -70,7 +70,7 @@ class Program:
         try:
             import openvino
         except ModuleNotFoundError as error:
-            raise ImportError("This program needs openvino. Install it: pip install 'nestor[openvino]'") from error
+            raise ImportError("This program needs openvino. Install it: pip install --no-deps openvino") from error
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
         self._core, self.file = openvino.Core(), Path(file)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-_EXTRA = {"onnx": "export"}
+_INSTALL = {"onnx": "pip install 'nestor[export]'", "openvino": "pip install --no-deps openvino"}
 _RUN = {"onnx": run_onnx, "torch": run_torch, "openvino": run_openvino}
 # An ONNX file is one protocol buffer, which may not hold more than 2 GiB.
 _MOST = 2**31 - 2**24
@@ -105,8 +105,7 @@ def require(format: str) -> None:
     """
     if missing := [name for name in _NEEDED.get(format, ()) if find_spec(name) is None]:
         raise ImportError(
-            f"Programs in the format {format} need {' and '.join(missing)}. Install what is missing: "
-            f"pip install 'nestor[{_EXTRA.get(format, format)}]'"
+            f"Programs in the format {format} need {' and '.join(missing)}. Install what is missing: {_INSTALL[format]}"
         )
 
 
