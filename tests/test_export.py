@@ -1,6 +1,8 @@
 """Programs for other runtimes say what the network says."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,6 +146,29 @@ def test_openvino_in_bfloat16_is_near(tmp_path: Path):
     (tmp_path / "b.xml").write_text("<net/>")
     with pytest.raises(ValueError, match="no program that OpenVINO can read"):
         Program(tmp_path / "b.xml")
+
+
+DROPPED = """
+import gc, signal, sys, threading
+import torch
+from nestor.programs.openvino import Program
+
+programs = [Program(sys.argv[1])]
+programs[0](torch.zeros(1, 3, 16, 16))
+thread = threading.Thread(target=lambda: (programs.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_another_thread_dropped_the_last_program(tmp_path: Path):
+    file, _ = nestor.export(network("two widths"), tmp_path / "a.xml", budgets=[0.5], format="openvino")
+    # With a stack of its own for signals, as pytest and servers have one.
+    command = [sys.executable, "-X", "faulthandler", "-c", DROPPED, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_a_folder_of_programs_is_served_as_its_network_is(tmp_path: Path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -20,6 +22,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 """What OpenVINO calls them."""
 _OWN = "nestor"
 _INPUT = "images"
+_LOADING = threading.Lock()
 
 
 def write_openvino(programs: Mapping[Path, Fixed]) -> None:
@@ -67,13 +70,11 @@ class Program:
     """
 
     def __init__(self, file: str | Path, *, precision: str = "float32"):
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise ImportError("This program needs openvino. Install it: pip install --no-deps openvino") from error
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
-        self._core, self.file = openvino.Core(), Path(file)
+        with _LOADING:
+            self._core = _core()
+        self.file = Path(file)
         self._settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -112,3 +113,17 @@ class Program:
             return self._core.read_model(str(self.file))
         except RuntimeError as error:
             raise ValueError(f"{self.file} is no program that OpenVINO can read. Export it again.") from error
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO itself, one for the whole process and for as long as it lives.
+
+    It gives the thread that loads it another stack for signals, and unmaps that stack when it is let go: where another
+    thread lets it go, the next signal would end the process without a word.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ImportError("This program needs openvino. Install it: pip install --no-deps openvino") from error
+    return openvino.Core()
