@@ -16,6 +16,9 @@ RUNS := openvino==2026.4.1
 # Raced against by `make bench` only.
 RACED := mixture-of-experts==0.2.3
 
+# ONNX Runtime would keep a database of its use in the home folder, for its makers.
+export ORT_DISABLE_TELEMETRY := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help install develop system demo test lint format bench docs clean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -109,6 +110,8 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
 
 def run_onnx(file: Path) -> Callable[[Tensor], list[Tensor]]:
     """Pictures to outputs through ONNX Runtime on the CPU."""
+    # Read once, on import: it would keep a database of its use in the home folder, for its makers.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
