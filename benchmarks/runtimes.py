@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.onnx_graph import vit_graph
+from nestor.programs.openvino import core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ def openvino(network: nn.Module, images: Tensor) -> Call:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        request = package.compile_model(package.convert_model(exported), "CPU", settings).create_infer_request()
+        request = core().compile_model(package.convert_model(exported), "CPU", settings).create_infer_request()
         array = given.numpy()
         return _tried(lambda: request.infer([array])[0])
 

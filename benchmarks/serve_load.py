@@ -3,6 +3,7 @@
     python -m benchmarks.serve_load elastic/ --data elpv --p95 150ms
     python -m benchmarks.serve_load elastic/ --data elpv --p95 150ms --soak 10 --fixed all --history
     python -m benchmarks.serve_load elastic/ --data elpv --quick
+    python -m benchmarks.serve_load programs/ --data elpv --p95 150ms
 
 Open loop: requests leave when they are due, whether or not earlier ones were answered, and latency counts from then.
 Every system goes through the same sweep of loads in turn, under the same promise, over the loopback interface only.
@@ -61,15 +62,13 @@ def asked(
     """
     from PIL import Image
 
-    import nestor
-    from nestor.api import prepare
-    from nestor.serving.network import ServedViT
-    from nestor.serving.open import PRECISIONS
+    from nestor.data import load_splits
+    from nestor.serving.open import open_served
 
-    network = nestor.load(str(model))
-    side = prepare.side(network, size)
-    _, held_out = prepare.parts(network, data, side)
-    served = ServedViT(network.to(PRECISIONS[precision]), size=side)
+    served = open_served(model, size=size, precision=precision)
+    if served.prepare is None:
+        raise ValueError(f"the traffic is of pictures; {model} takes none. Choose a network that does.")
+    _, held_out = load_splits(data, size=served.prepare.side)
     few, asks, items = held_out.limit(limit), [], {}
     for i in range(len(few)):
         file = io.BytesIO()
@@ -129,6 +128,7 @@ def main(
 ) -> None:
     """Sweep an elastic server and fixed ones through growing loads, in turn, and keep what was found."""
     from nestor.measure.clock import machine
+    from nestor.serving.programs import ServedPrograms
 
     if quick and history:
         raise ValueError("a quick run is not judged and not kept; leave out --quick or --history.")
@@ -139,7 +139,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     asks, items, network = asked(model, data, size, pictures, precision)
     least, glance, turns = network.budgets[0], min(10.0, seconds), 1 if quick else 5
-    start = Start(model=model, p95=p95, size=network.input.shape[-1], precision=precision, out=out)
+    start = Start(model=model, p95=p95, size=size, precision=precision, out=out)
     budgets = chosen(fixed, network.budgets)
     systems: dict[str, str | None] = {ELASTIC: None} | {f"fixed {budget:g}": f"{budget:g}" for budget in budgets}
     cells = 2 * len(serve_bare.BATCHES)
@@ -190,7 +190,8 @@ def main(
         "seconds": seconds,
         "settle": SETTLE,
         "pictures": len(asks),
-        "size": start.size,
+        "size": network.input.shape[-1],
+        "programs": isinstance(network, ServedPrograms),
         # A name, and no place on somebody's disk.
         "data": Path(data).name,
         "seed": seed,

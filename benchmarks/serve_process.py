@@ -56,16 +56,16 @@ class Start:
     """How servers are started.
 
     Attributes:
-        model: folder of the network.
+        model: folder of the network, or of its programs.
         p95: the promise, with its unit.
-        size: side of the pictures.
+        size: side of the pictures; by default the network's own.
         precision: number format of the weights.
         out: folder of the logs.
     """
 
     model: Path
     p95: str
-    size: int
+    size: int | None
     precision: str
     out: Path
 

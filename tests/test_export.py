@@ -153,8 +153,10 @@ import gc, signal, sys, threading
 import torch
 from nestor.programs.openvino import Program
 
-programs = [Program(sys.argv[1])]
-programs[0](torch.zeros(1, 3, 16, 16))
+programs = [Program(sys.argv[1]), Program(sys.argv[1])]
+for program in programs:
+    program(torch.zeros(1, 3, 16, 16))
+del program, programs[0]
 thread = threading.Thread(target=lambda: (programs.clear(), gc.collect()))
 thread.start()
 thread.join()
@@ -163,7 +165,7 @@ signal.raise_signal(signal.SIGUSR1)
 """
 
 
-def test_a_signal_after_another_thread_dropped_the_last_program(tmp_path: Path):
+def test_a_signal_after_programs_were_dropped(tmp_path: Path):
     file, _ = nestor.export(network("two widths"), tmp_path / "a.xml", budgets=[0.5], format="openvino")
     # With a stack of its own for signals, as pytest and servers have one.
     command = [sys.executable, "-X", "faulthandler", "-c", DROPPED, str(file)]

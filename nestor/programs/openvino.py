@@ -25,6 +25,28 @@ _INPUT = "images"
 _LOADING = threading.Lock()
 
 
+def core() -> Any:
+    """OpenVINO itself, one for the whole process and for as long as it lives.
+
+    Each one gives the thread that loads it another stack for signals, and puts the one before back when it is let go.
+    Of two, or in another thread, what is put back may be gone, and the next signal ends the process without a word.
+
+    Raises:
+        ImportError: OpenVINO is missing.
+    """
+    with _LOADING:
+        return _loaded()
+
+
+@cache
+def _loaded() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ImportError("This program needs openvino. Install it: pip install --no-deps openvino") from error
+    return openvino.Core()
+
+
 def write_openvino(programs: Mapping[Path, Fixed]) -> None:
     """Write one program for each file, `.xml`, with its weights beside it, `.bin`."""
     import openvino
@@ -72,9 +94,7 @@ class Program:
     def __init__(self, file: str | Path, *, precision: str = "float32"):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}.")
-        with _LOADING:
-            self._core = _core()
-        self.file = Path(file)
+        self._core, self.file = core(), Path(file)
         self._settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -113,17 +133,3 @@ class Program:
             return self._core.read_model(str(self.file))
         except RuntimeError as error:
             raise ValueError(f"{self.file} is no program that OpenVINO can read. Export it again.") from error
-
-
-@cache
-def _core() -> Any:
-    """OpenVINO itself, one for the whole process and for as long as it lives.
-
-    It gives the thread that loads it another stack for signals, and unmaps that stack when it is let go: where another
-    thread lets it go, the next signal would end the process without a word.
-    """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ImportError("This program needs openvino. Install it: pip install --no-deps openvino") from error
-    return openvino.Core()
