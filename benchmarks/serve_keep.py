@@ -39,8 +39,9 @@ def keep(
         OSError: one cannot be written.
         ImportError: matplotlib is missing; numbers and tables are kept all the same.
     """
-    usual = report["precision"] == "float32"
-    name = "serve_load" if usual else f"serve_load-{report['precision']}"
+    runtime = ["openvino"] if report["programs"] else []
+    precision = [] if report["precision"] == "float32" else [report["precision"]]
+    name = "-".join(("serve_load", *runtime, *precision))
     own = HISTORY / place(report["machine"]) / "serving"
     places = [own if folder == HISTORY else folder for folder in folders]
     for folder in places:

@@ -187,20 +187,29 @@ def test_a_quick_run_is_not_judged():
     assert verdict({"a": True, "b": False, "c": None}, judged=True) == words
 
 
-def test_what_was_found_is_kept_without_naming_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("precision", "programs", "name"),
+    [
+        ("float32", False, "serve_load"),
+        ("bfloat16", False, "serve_load-bfloat16"),
+        ("bfloat16", True, "serve_load-openvino-bfloat16"),
+    ],
+)
+def test_what_was_found_is_kept_without_naming_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, programs: bool, name: str
+):
     monkeypatch.setattr("benchmarks.serve_keep.HISTORY", tmp_path / "history")
     machine = {"processor": "Some(R) CPU", "threads": "2"}
-    report = {"precision": "bfloat16", "machine": machine, "steps": [{"p95_ms": math.nan, "kept": 1 / 3}]}
+    report = {"precision": precision, "programs": programs, "machine": machine}
+    report["steps"] = [{"p95_ms": math.nan, "kept": 1 / 3}]
     runs, more = {"a": [sample(0.5, 0)]}, {"seconds": 1.0, "factors": (1.0,), "target": 0.05}
     places = keep(report, "| a |\n", [tmp_path / "out", tmp_path / "history"], runs, **more)
     assert places == [tmp_path / "out", tmp_path / "history" / "some-cpu-2-threads" / "serving"]
     for place in places:
-        assert sorted(file.name for file in place.iterdir()) == [
-            f"serve_load-bfloat16.{e}" for e in ("json", "md", "png")
-        ]
-        found = json.loads((place / "serve_load-bfloat16.json").read_text())
+        assert sorted(file.name for file in place.iterdir()) == [f"{name}.{e}" for e in ("json", "md", "png")]
+        found = json.loads((place / f"{name}.json").read_text())
         assert found["steps"] == [{"p95_ms": None, "kept": 0.333333}]
-        assert b"Software" not in (place / "serve_load-bfloat16.png").read_bytes()
+        assert b"Software" not in (place / f"{name}.png").read_bytes()
     assert HISTORY.is_dir()
 
 

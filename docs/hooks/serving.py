@@ -50,6 +50,7 @@ def _told(path: Path, found: dict[str, Any]) -> str:
                 f"{step['lost'] + step['errors']}",
             )
             rows.append(f"| {' | '.join(cells)} |")
+    runtime = ", in OpenVINO" if found.get("programs") else ""
     claims = found["claims"]
     failed = [claim for claim, holds in claims.items() if holds is False]
     unknown = [claim for claim, holds in claims.items() if holds is None]
@@ -57,8 +58,8 @@ def _told(path: Path, found: dict[str, Any]) -> str:
     short += f" Nothing can be said of these: {'; '.join(unknown)}." if unknown else ""
     return "\n\n".join(
         (
-            f"{machine['processor']}, {machine['threads']} threads, {found['precision']}, pictures of {found['size']} "
-            f"pixels, at most {target} promised. A load of 1 is what the full network can bear, "
+            f"{machine['processor']}, {machine['threads']} threads, {found['precision']}{runtime}, pictures of "
+            f"{found['size']} pixels, at most {target} promised. A load of 1 is what the full network can bear, "
             f"{found['capacity']['full']:.0f} pictures a second:",
             "\n".join(rows),
             f"![Latency, budget and accuracy over growing loads, elastic beside fixed](../{_figure(path)}){{ .chart }}",
