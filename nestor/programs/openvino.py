@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nestor.programs.fixed import capture
+from nestor.programs.rows import quicken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,7 @@ def write_openvino(programs: Mapping[Path, Fixed]) -> None:
             model = openvino.convert_model(capture(program))
         side = program.interface.size
         model.reshape([-1, program.model.settings.channels, side, side])
+        quicken(model)
         model.inputs[0].get_tensor().set_names({_INPUT})
         for place, name in zip(model.outputs, program.names, strict=True):
             place.get_tensor().set_names({name})
