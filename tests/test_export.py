@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nestor.programs.openvino import Program
 from nestor.programs.parity import check, clearness, pictures
 from nestor.serving.network import promised
 from nestor.serving.open import open_served
+from nestor.surgery.quantize import measured, portable
 
 TWO = Nest(widths=(6, 24), hidden=(12, 48), heads=(4, 4), own=True)
 # Together these hold every head, every activation that tells exporters apart, and every kind of expert and router.
@@ -209,6 +211,42 @@ def test_a_folder_of_programs_is_served_as_its_network_is(tmp_path: Path):
     nestor.export(model, tmp_path / "mute" / "a.xml", format="openvino", outputs=("tokens",))
     with pytest.raises(ValueError, match="must hold programs that give logits"):
         open_served(tmp_path / "mute")
+
+
+@pytest.mark.parametrize("case", ["dense", "two widths", "skipping", "merging"])
+def test_openvino_in_eight_bits_is_as_near_as_the_rounded_network(tmp_path: Path, case: str):
+    model, budget = network(case), CASES[case][1]
+    readings = measured(model, shown(model, budget, 16, 8))
+    how: dict[str, Any] = {"format": "openvino", "budgets": [budget]}
+    file, weights = nestor.export(model, tmp_path / "a.xml", readings=readings, **how)
+    _, whole = nestor.export(model, tmp_path / "b.xml", **how)
+    text = file.read_text()
+    # Of every block four products for each expert that takes part; what stays are embedding, router and head.
+    assert text.count('element_type="i8"') > 4 * model.settings.depth - 1
+    assert weights.stat().st_size < whole.stat().st_size
+    program, images = Program(file), shown(model, budget, 16, 4)
+    assert program.facts["products"] == "int8"
+    exact = told(model, images, budget)["logits"]
+    with torch.no_grad():
+        rounded = portable(model, readings)(images, budget=budget).logits
+    lost = (rounded - exact).norm()
+    assert 0 < lost < 0.2 * exact.norm()
+    for precision in ("float32", "bfloat16"):
+        found = Program(file, precision=precision)(images)[0]
+        assert (found - exact).norm() < 2 * lost + (0.03 * exact.norm() if precision == "bfloat16" else 0)
+    with pytest.raises(ValueError, match="eight bits are for programs in the format openvino; got onnx"):
+        nestor.export(model, tmp_path / "c.onnx", readings=readings)
+
+
+def test_a_program_far_from_its_rounded_network_is_refused():
+    model = network("two widths")
+    readings = measured(model, shown(model, 0.5, 16, 8))
+    interface = Interface(size=16)
+    program, exact = Fixed(model, 0.5, interface, partial(portable, readings=readings)), Fixed(model, 0.5, interface)
+    check(program, program, "a.xml", exact)
+    check(program, exact, "a.xml", exact)
+    with pytest.raises(ValueError, match=r"a\.xml must give what the network gives"):
+        check(program, lambda images: [1.5 * given for given in exact(images)], "a.xml", exact)
 
 
 def test_budgets_share_their_weights(tmp_path: Path):

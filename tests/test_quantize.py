@@ -14,8 +14,9 @@ from nestor.models.readings import READINGS, load_readings, save_readings
 from nestor.models.saved import load_model, save_model
 from nestor.ops.int8 import Product, Reading, Steps, fitted
 from nestor.ops.linear import ACTIVATIONS
+from nestor.ops.portable import Portable
 from nestor.serving.open import open_served
-from nestor.surgery.quantize import measured, quantize, quantized
+from nestor.surgery.quantize import measured, portable, quantize, quantized
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -169,3 +170,46 @@ def test_what_is_ready_for_eight_bits_is_served_in_them(tmp_path: Path):
     torch.testing.assert_close(served.run(images, served.budgets[0]).logits, wanted, rtol=0.02, atol=0.02)
     with pytest.raises(ValueError, match="float32, bfloat16 or int8; got 'int4'"):
         open_served(tmp_path, precision="int4")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_portable_products_are_those_of_the_same_whole_numbers(activation: str):
+    rows, weight, bias, onto = torch.randn(2, 5, 12), torch.randn(6, 12), torch.randn(6), torch.randn(2, 5, 6)
+    scale, reaches = torch.rand(2, 5, 1) + 0.5, torch.rand(12) + 0.1
+    answer = Steps(size=0.05, zero=20)
+    reading = Reading(steps=fitted(rows / reaches), reaches=reaches)
+    ours, plain = Product(weight, bias, reading), Portable(weight, bias, reading)
+    steps = ours.taken(rows, scale)
+    # A number between two steps may become either.
+    torch.testing.assert_close(
+        plain.taken(rows, scale), reading.steps.value(steps), rtol=0, atol=1.001 * reading.steps.size
+    )
+    taken = reading.steps.value(steps)
+    torch.testing.assert_close(plain(taken, torch.float32), ours(steps, torch.float32), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(plain.added(taken, onto), ours.added(steps, onto), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        plain.activated(taken, activation), ours.activated(steps, activation), rtol=1e-4, atol=1e-4
+    )
+    stepped = plain.activated(taken, activation, answer)
+    torch.testing.assert_close(
+        stepped, answer.value(ours.activated(steps, activation, answer)), rtol=0, atol=1.001 * answer.size
+    )
+    assert torch.equal(answer.value(answer.of(stepped, torch.ones(()))), stepped)
+
+
+@pytest.mark.parametrize("name", NESTS)
+def test_a_portable_network_is_the_rounded_one(name: str):
+    torch.manual_seed(0)
+    model, images = small(name), torch.randn(6, 3, 16, 16)
+    readings = measured(model, images)
+    budget = (model.least_budget(16) + 1) / 2
+    with torch.no_grad():
+        exact, ours, plain = (
+            network(images, budget=budget).tokens
+            for network in (model, quantized(model, readings), portable(model, readings))
+        )
+    lost = (ours - exact).norm()
+    assert (plain - ours).norm() <= lost
+    assert (plain - exact).norm() <= 1.3 * lost
+    with pytest.raises(ValueError, match="readings must be of a network with"):
+        portable(model, readings[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from nestor.models.vit import ViT
 from nestor.programs.fixed import Interface
 from nestor.programs.write import write
 from nestor.surgery.nest import nest as widen
+from nestor.surgery.quantize import portable
 from nestor.training.checks import check
 from nestor.training.fit import fit as train
 from nestor.training.settings import Fit
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from nestor.data.load import Source
     from nestor.measure.cost import Elastic
     from nestor.measure.profile import Profile
+    from nestor.surgery.quantize import Readings
 
 __all__ = [
     "Fit",
@@ -242,6 +245,7 @@ def export(
     size: int | None = None,
     inputs: str = "normalised",
     outputs: Sequence[str] | None = None,
+    readings: Readings | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ...]:
     """Write a network as programs that run without Nestor, once each was found to give what the network gives.
@@ -251,24 +255,27 @@ def export(
 
     Args:
         model: a network, or its name as in `load`.
-        out: the file, `.onnx` or `.pt2`. Of several budgets each has one, with the budget in its name: `vit-0.5.onnx`
-            for `vit.onnx`.
+        out: the file, `.onnx`, `.xml` or `.pt2`. Of several budgets each has one, with the budget in its name:
+            `vit-0.5.onnx` for `vit.onnx`.
         budgets: one or several.
-        format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; or `torch`,
-            programs of torch.export, each with weights of its own.
+        format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; `openvino`,
+            each with its weights in a `.bin` beside it; or `torch`, programs of torch.export, with weights inside.
         size: side of the pictures in pixels; by default the network's nominal one.
         inputs: `normalised` as the network itself takes pictures, or `pixels` from 0 to 255 (uint8), which the program
             normalises.
         outputs: any of `logits`, `class_token` and `tokens`; by default the logits, without a head the class token,
             and without one of these the tokens.
+        readings: how products are rounded to eight bits, for `openvino`: `nestor.models.readings.load_readings(folder)`
+            after `nestor quantize`.
         overwrite: whether files that are there may be replaced.
 
     Returns:
         The files that were written: programs in the order of the budgets, then the weights where they lie apart.
 
     Raises:
-        ValueError: the format, inputs or outputs are not known, a file is there already, budget or size do not fit the
-            network, or a program differs from the network by more than 1e-4.
+        ValueError: the format, inputs or outputs are not known, a file is there already, budget, size or readings do
+            not fit the network, the format has no eight bits, or a program differs from the network by more than 1e-4,
+            or in eight bits by more than twice what rounding costs.
         ImportError: packages are missing.
         OSError: the files cannot be written.
     """
@@ -276,4 +283,7 @@ def export(
     interface = Interface(
         size=prepare.side(model, size), inputs=inputs, outputs=None if outputs is None else tuple(outputs)
     )
-    return write(model, out, interface=interface, budgets=budgets, format=format, overwrite=overwrite)
+    rounding = None if readings is None else partial(portable, readings=readings)
+    return write(
+        model, out, interface=interface, budgets=budgets, format=format, rounding=rounding, overwrite=overwrite
+    )

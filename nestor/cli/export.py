@@ -51,6 +51,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, or int8 for openvino after nestor quantize.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,15 +62,18 @@ def export(
     Example: nestor export elastic/ --budget 0.5 --out elastic.onnx
     """
     out = parse.writable_file(out)
+    parse.precision(precision, ("float32", "int8"))
     wanted = (1.0,) if budget is None else tuple(budget)
 
     import nestor
+    from nestor.models.readings import load_readings
     from nestor.programs.write import files, require
 
     files(out, wanted, format)
     require(format)
     with waiting(f"Loading {model}"):
         network = nestor.load(str(model))
+        readings = load_readings(str(model)) if precision == "int8" else None
     with waiting(f"Writing and checking {out}"):
         written = nestor.export(
             network,
@@ -77,6 +83,7 @@ def export(
             size=size,
             inputs=inputs,
             outputs=None if outputs is None else tuple(outputs.split(",")),
+            readings=readings,
             overwrite=overwrite,
         )
     if as_json:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nestor.layers.nested import Nest
     from nestor.ops.bands import Band
     from nestor.ops.int8 import Product, Steps
+    from nestor.ops.portable import Portable
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,8 +33,8 @@ class Int8Attention:
 
     nest: Nest
     eps: float
-    inward: Sequence[Product | None]
-    outward: Sequence[Product | None]
+    inward: Sequence[Product | Portable | None]
+    outward: Sequence[Product | Portable | None]
 
     def __call__(self, bands: Sequence[Band]) -> tuple[Band, ...]:
         """Bands of (B, n, d) -> the same bands with attention's answer added."""
@@ -72,8 +73,8 @@ class Int8FeedForward:
     eps: float
     activation: str
     alpha: float | None
-    inward: Sequence[Product | None]
-    outward: Sequence[Product | None]
+    inward: Sequence[Product | Portable | None]
+    outward: Sequence[Product | Portable | None]
 
     def __call__(self, bands: Sequence[Band]) -> tuple[Band, ...]:
         """Bands of (B, n, d) -> the same bands with the feed-forward answer added."""
@@ -122,7 +123,7 @@ class Int8Block(nn.Module):
         )
 
 
-def _normal(band: Band, width: int, eps: float, product: Product) -> Tensor:
+def _normal(band: Band, width: int, eps: float, product: Product | Portable) -> Tensor:
     """x / rms(x) of a band's rows (B, n, d), as a product wants it; see nestor.ops.bands.normalise."""
     norm = torch.linalg.vector_norm(band.rows, dim=-1, keepdim=True, dtype=torch.float32)
     return product.taken(band.rows, torch.rsqrt((norm.square() + band.tail) / width + eps))

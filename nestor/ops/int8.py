@@ -82,6 +82,15 @@ def fitted(values: Tensor) -> Steps:
     return min((_between(share * low, reach) for share in _SHARES), key=error)
 
 
+def rounded_weight(weight: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+    """A weight (N, K), which takes the reaches of what it reads, as int8 (N, K) and the sizes of the steps (N,)."""
+    weight = weight.detach().float()
+    if reading.reaches is not None:
+        weight = weight * reading.reaches
+    scale = weight.abs().amax(1).clamp_min(_LEAST) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 @final
 class Product:
     """x W^T + b of rows in eight bits, and what follows it.
@@ -95,14 +104,10 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, reading: Reading):
-        weight = weight.detach().float()
-        if reading.reaches is not None:
-            weight = weight * reading.reaches
         self.given = reading.steps
         self.shrink = None if reading.reaches is None else 1 / reading.reaches
-        self.scale = weight.abs().amax(1).clamp_min(_LEAST) / 127
+        whole, self.scale = rounded_weight(weight, reading)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
-        whole = (weight / self.scale[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self.bias = bias.detach().float().clone()
 

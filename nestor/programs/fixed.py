@@ -13,9 +13,11 @@ from nestor import __version__
 from nestor.models.vit import ViT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.export import ExportedProgram
+
+    Rounding = Callable[[ViT], ViT]
 
 INPUTS = ("normalised", "pixels")
 OUTPUTS = ("logits", "class_token", "tokens", "experts")
@@ -62,6 +64,8 @@ class Fixed(nn.Module):
         model: the network; it is not changed.
         budget: as in ViT.
         interface: what goes in and comes out.
+        rounding: a network to one whose blocks multiply eight-bit numbers (`nestor.surgery.quantize.portable`); None to
+            leave it as it is.
 
     Attributes:
         names: of the outputs.
@@ -73,7 +77,7 @@ class Fixed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: ViT, budget: float, interface: Interface):
+    def __init__(self, model: ViT, budget: float, interface: Interface, rounding: Rounding | None = None):
         super().__init__()
         s = model.settings
         if "uniform" in s.scores:
@@ -81,7 +85,9 @@ class Fixed(nn.Module):
         self.interface, self.budget, self.names = interface, float(budget), _outputs(model, interface)
         rows, columns = model.cells((1, s.channels, interface.size, interface.size))
         self.counts = model.plan(rows * columns, budget)
-        self.model = _resized(model, interface.size)
+        resized = _resized(model, interface.size)
+        self.rounded = rounding is not None
+        self.model = resized if rounding is None else rounding(resized)
         for name, values in (("mean", s.mean), ("std", s.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
         self.eval()
@@ -125,6 +131,7 @@ class Fixed(nn.Module):
             "size": str(size),
             "classes": str(s.classes),
             "inputs": self.interface.inputs,
+            "products": "int8" if self.rounded else "float32",
             "macs": str(self.model.macs(self.counts)),
         }
         return {f"nestor.{name}": text for name, text in single.items()} | {

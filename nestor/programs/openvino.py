@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,12 +52,14 @@ def _loaded() -> Any:
 def write_openvino(programs: Mapping[Path, Fixed]) -> None:
     """Write one program for each file, `.xml`, with its weights beside it, `.bin`."""
     import openvino
+    from openvino.frontend.pytorch import ConversionExtension
 
+    known = [ConversionExtension("nestor.stepped.default", _stepped)]
     for path, program in programs.items():
         with warnings.catch_warnings():
             # Tracers and converters warn of what they meet on the way, which nobody here can act on.
             warnings.simplefilter("ignore")
-            model = openvino.convert_model(capture(program))
+            model = openvino.convert_model(capture(program), extension=known)
         side = program.interface.size
         model.reshape([-1, program.model.settings.channels, side, side])
         quicken(model)
@@ -66,6 +69,15 @@ def write_openvino(programs: Mapping[Path, Fixed]) -> None:
         for key, text in program.facts().items():
             model.set_rt_info(text, [_OWN, key.removeprefix(f"{_OWN}.")])
         openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _stepped(call: Any) -> Any:
+    """`nestor.ops.portable.stepped` as OpenVINO knows it, which makes products of eight-bit numbers of what follows."""
+    import openvino.opset14 as ops
+
+    size, zero = (call.get_values_from_const_input(place) for place in (1, 2))
+    ends = [np.float32((end - zero) * size) for end in (0, 255)]
+    return ops.fake_quantize(call.get_input(0), *ends, *ends, 256).outputs()
 
 
 def run_openvino(file: Path) -> Program:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nestor.models.vit import ViT
+    from nestor.programs.fixed import Rounding
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -33,6 +34,7 @@ def write(
     interface: Interface,
     budgets: Sequence[float] = (1.0,),
     format: str = "onnx",
+    rounding: Rounding | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ...]:
     """Write a network as a program for each budget, once each was found to give what the network gives.
@@ -44,25 +46,30 @@ def write(
         budgets: one or several.
         format: `onnx`, where the programs of several budgets share one file of weights, `vit.onnx.data`; `openvino`,
             each with its weights in a `.bin` beside it; or `torch`, programs of torch.export, with weights inside.
+        rounding: what rounds its products to eight bits, as in Fixed; for openvino.
         overwrite: whether files that are there may be replaced.
 
     Returns:
         The files that were written: programs in the order of the budgets, then the weights where these lie apart.
 
     Raises:
-        ValueError: when the format or the name is not known, a file is there already, budget, size or outputs do not
-            fit the network, or a program differs from the network by more than 1e-4.
+        ValueError: when the format or the name is not known, a file is there already, budget, size, or outputs do not
+            fit the network, the format has no eight bits, or a program differs from the network by more than
+            1e-4, or in eight bits by more than twice what rounding costs.
         ImportError: when packages are missing.
         OSError: when the files cannot be written.
     """
     paths = files(out, budgets, format)
+    if rounding is not None and format != "openvino":
+        raise ValueError(f"eight bits are for programs in the format openvino; got {format}. Leave one of them out.")
     weights = paths[0].with_name(f"{Path(out).name}.data") if format == "onnx" and _apart(model, paths) else None
     apart = tuple(path.with_suffix(".bin") for path in paths) if format == "openvino" else ()
     written = (*paths, *apart) if weights is None else (*paths, weights)
     if not overwrite and (there := [path for path in written if path.exists()]):
         raise ValueError(f"{there[0]} exists already. Name another file, or allow overwriting.")
     require(format)
-    programs = {path: Fixed(model, budget, interface) for path, budget in zip(paths, budgets, strict=True)}
+    at = dict(zip(paths, budgets, strict=True))
+    programs = {path: Fixed(model, budget, interface, rounding) for path, budget in at.items()}
     # A graph without its weights is worse than weights without a graph, so that these are put in place first.
     with store.together(written[::-1]) as stage:
         staged = {stage / path.name: program for path, program in programs.items()}
@@ -71,7 +78,8 @@ def write(
         else:
             (write_torch if format == "torch" else write_openvino)(staged)
         for path, program in staged.items():
-            check(program, _RUN[format](path), path.name)
+            exact = Fixed(model, program.budget, interface) if program.rounded else None
+            check(program, _RUN[format](path), path.name, exact)
     return written
 
 

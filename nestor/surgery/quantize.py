@@ -12,6 +12,7 @@ from nestor.layers.int8 import Int8Attention, Int8Block, Int8FeedForward
 from nestor.layers.nested import Attention
 from nestor.ops.bands import normalise, sort
 from nestor.ops.int8 import Product, Reading, fitted, ready
+from nestor.ops.portable import Portable
 from nestor.ops.thin import thin
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def measured(model: ViT, images: Tensor) -> Readings:
     for number, block in enumerate(model.blocks):
         calls = [_thinned(model, bands, plan, number) for bands, plan in zip(calls, plans, strict=True)]
         sites = _sites(block, calls)
-        rounded = _block(block, sites)
+        rounded = _block(block, sites, Product)
         calls = [rounded(bands) for bands in calls]
         found.append(sites)
     return found
@@ -84,6 +85,20 @@ def quantized(model: ViT, readings: Readings) -> ViT:
         ValueError: as in `quantize`, and when the readings are of another network.
     """
     _check(model)
+    return _made(model, readings, Product)
+
+
+@torch.no_grad()
+def portable(model: ViT, readings: Readings) -> ViT:
+    """What `quantized` gives, in plain operators that other runtimes can be given; no faster than the network itself.
+
+    Raises:
+        ValueError: the readings are of another network.
+    """
+    return _made(model, readings, Portable)
+
+
+def _made(model: ViT, readings: Readings, product: type[Product | Portable]) -> ViT:
     if len(readings) != len(model.blocks):
         raise ValueError(
             f"readings must be of a network with {len(model.blocks)} blocks; got {len(readings)}. Measure them again."
@@ -95,7 +110,7 @@ def quantized(model: ViT, readings: Readings) -> ViT:
                 f"readings must be of experts {sorted(active)}; got {sorted(experts)}. Measure them again."
             )
     new = copy.deepcopy(model).eval()
-    made = [_block(block, sites) for block, sites in zip(model.blocks, readings, strict=True)]
+    made = [_block(block, sites, product) for block, sites in zip(model.blocks, readings, strict=True)]
     new.blocks = cast("Sequence[NestedBlock]", nn.ModuleList(made))
     return new
 
@@ -140,7 +155,8 @@ def _sites(block: NestedBlock, calls: Calls) -> dict[str, Experts]:
         for band, answer in zip(active, begun.mixed(active), strict=True):
             seen.setdefault(band.expert, []).append(answer)
     sites["attention.outward"] = _alike(seen)
-    calls = [_attention(block.attention, *(sites[f"attention.{way}"] for way in _WAYS))(bands) for bands in calls]
+    attention = _attention(block.attention, sites["attention.inward"], sites["attention.outward"])
+    calls = [attention(bands) for bands in calls]
     sites["mlp.inward"] = _normal(block.mlp, calls)
     mlp = _feedforward(block.mlp, sites["mlp.inward"], {})
     units: dict[int, list[Tensor]] = {}
@@ -174,34 +190,41 @@ def _alike(read: Mapping[int, Sequence[Tensor]]) -> Experts:
     }
 
 
-def _block(block: NestedBlock, sites: Sites) -> Int8Block:
-    attention = _attention(block.attention, *(sites[f"attention.{way}"] for way in _WAYS))
-    return Int8Block(attention, _feedforward(block.mlp, *(sites[f"mlp.{way}"] for way in _WAYS)), block.fan)
+def _block(block: NestedBlock, sites: Sites, product: type[Product | Portable]) -> Int8Block:
+    read = [sites[f"{layer}.{way}"] for layer in ("attention", "mlp") for way in _WAYS]
+    attention = _attention(block.attention, read[0], read[1], product)
+    return Int8Block(attention, _feedforward(block.mlp, read[2], read[3], product), block.fan)
 
 
-def _attention(layer: Attention, inward: Experts, outward: Experts) -> Int8Attention:
+def _attention(
+    layer: Attention, inward: Experts, outward: Experts, product: type[Product | Portable] = Product
+) -> Int8Attention:
     return Int8Attention(
         nest=layer.nest,
         eps=layer.eps,
-        inward=_products(layer, "inward", inward),
-        outward=_products(layer, "outward", outward),
+        inward=_products(layer, "inward", inward, product),
+        outward=_products(layer, "outward", outward, product),
     )
 
 
-def _feedforward(layer: FeedForward, inward: Experts, outward: Experts) -> Int8FeedForward:
+def _feedforward(
+    layer: FeedForward, inward: Experts, outward: Experts, product: type[Product | Portable] = Product
+) -> Int8FeedForward:
     return Int8FeedForward(
         nest=layer.nest,
         eps=layer.eps,
         activation=layer.activation,
         alpha=None if layer.alpha is None else float(layer.alpha.clamp(0, 1)),
-        inward=_products(layer, "inward", inward),
-        outward=_products(layer, "outward", outward),
+        inward=_products(layer, "inward", inward, product),
+        outward=_products(layer, "outward", outward, product),
     )
 
 
-def _products(layer: Attention | FeedForward, way: str, read: Experts) -> list[Product | None]:
+def _products(
+    layer: Attention | FeedForward, way: str, read: Experts, product: type[Product | Portable]
+) -> list[Product | Portable | None]:
     """Of each expert; None of those that are not read."""
-    return [Product(*_parts(layer, way, j), read[j]) if j in read else None for j in range(layer.nest.experts)]
+    return [product(*_parts(layer, way, j), read[j]) if j in read else None for j in range(layer.nest.experts)]
 
 
 def _parts(layer: Attention | FeedForward, way: str, expert: int) -> tuple[Tensor, Tensor]:
