@@ -19,6 +19,7 @@ import nestor
 from nestor import Fit
 from nestor.cli import app
 from nestor.cli.job import Job
+from nestor.programs.openvino import Program
 from nestor.training import Sampled
 
 ROOT = Path(__file__).parent.parent
@@ -183,5 +184,12 @@ def test_a_network_is_made_ready_for_eight_bits(home: Path):
     shown = done("quantize", net, "--data", home / "photos", "--pictures", 4, "--budgets", "1", "--rounds", 1)
     assert "float32, cosine" in shown.stdout
     assert "nestor serve" in shown.stderr
+    file = net.parent / "programs" / "eight.xml"
+    how = ("--precision", "int8", "--out")
+    done("export", net, "--format", "openvino", *how, file)
+    assert Program(file).facts["products"] == "int8"
+    assert "eight bits are for programs in the format openvino" in refused(
+        "export", net, *how, file.with_suffix(".onnx")
+    )
     assert "holds no network that Nestor saved" in refused("quantize", home / "none", "--data", home / "photos")
     assert "precision must be float32, bfloat16 or int8; got 'int4'" in refused("serve", net, "--precision", "int4")
