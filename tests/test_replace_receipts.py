@@ -44,7 +44,7 @@ from nestor.surgery.grow import emerge, extend, fill, upcycle
 from nestor.surgery.heads import cut_heads
 from nestor.surgery.modules import cut, extended
 from nestor.surgery.nest import nest, with_head
-from nestor.surgery.quantize import measured, quantize, quantized
+from nestor.surgery.quantize import measured, portable, quantize, quantized
 from nestor.surgery.replace import receipt, replace
 from nestor.surgery.shifts import primitives
 from nestor.surgery.shrink import keep, merge, undo
@@ -152,6 +152,12 @@ CASES: dict[str, Case] = {
     "quantized": Case(
         before=partial(vit, "own"),
         convert=lambda m: quantized(m, measured(m, PICTURES)),
+        inputs=(PICTURES, 0.6),
+        most=0.05,
+    ),
+    "portable": Case(
+        before=partial(vit, "own"),
+        convert=lambda m: portable(m, measured(m, PICTURES)),
         inputs=(PICTURES, 0.6),
         most=0.05,
     ),
